@@ -1,0 +1,21 @@
+"""Dilated convolution with learnable spacings, vision models, class activation maps and their evaluation, in JAX.
+
+Images and activations are channels-last, (B, H, W, C), everywhere.
+"""
+
+from dcls_jax.convolution import depthwise_conv
+from dcls_jax.freeze import freeze
+from dcls_jax.kernel import construct_kernel
+from dcls_jax.layers import Conv, Dcls1d, Dcls2d, Dcls3d, DclsConfig, Positions
+
+__all__ = [
+    "Conv",
+    "Dcls1d",
+    "Dcls2d",
+    "Dcls3d",
+    "DclsConfig",
+    "Positions",
+    "construct_kernel",
+    "depthwise_conv",
+    "freeze",
+]

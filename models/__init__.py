@@ -1,0 +1,22 @@
+"""Vision models, with standard convolutions and with DCLS, and their published weights."""
+
+from dcls_jax.models.backbone import Backbone
+from dcls_jax.models.checkpoints import CheckpointError, load_weights, save_weights
+from dcls_jax.models.convnext import ConvNeXt, ConvNeXtConfig
+from dcls_jax.models.create import create_model, list_models
+from dcls_jax.models.preprocess import Transform, preprocess
+from dcls_jax.models.published import DownloadError
+
+__all__ = [
+    "Backbone",
+    "CheckpointError",
+    "ConvNeXt",
+    "ConvNeXtConfig",
+    "DownloadError",
+    "Transform",
+    "create_model",
+    "list_models",
+    "load_weights",
+    "preprocess",
+    "save_weights",
+]

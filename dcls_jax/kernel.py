@@ -1,0 +1,92 @@
+"""The dense kernel of a dilated convolution with learnable spacings (arXiv 2112.03740, 2306.00817)."""
+
+from functools import reduce
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from dcls_jax.interpolation import VERSIONS, Version, has_sigma, spread
+
+
+def grid_axes(version: Version, dims: int) -> tuple[int, ...]:
+    """The grid axis along which each row of `positions` moves: P[d] moves along axis grid_axes[d].
+
+    The `dcls` package counts axes from the first in v0 (but 0, 2, 1 in 3-D) and from the last in the other versions.
+    """
+    if version == "v0":
+        return (0, 2, 1) if dims == 3 else tuple(range(dims))
+    return tuple(reversed(range(dims)))
+
+
+def construct_kernel(
+    weight: Array,
+    positions: Array,
+    sigma: Array | None = None,
+    *,
+    dilated_kernel_size: tuple[int, ...],
+    version: Version,
+) -> Array:
+    """Sum of weighted elements, each spread over the grid cells around its position.
+
+    weight (out, in/groups, count); positions and sigma (dims, out, in/groups, count), in cells from the centre cell
+    `size // 2`; sigma for versions "max" and "gauss" only. Returns (out, in/groups, *dilated_kernel_size).
+    Every version but v0 divides an element by the sum of its footprint (+ 1e-7), so none of its weight is lost at the
+    border. Equals `ConstructKernel1d/2d/3d` of the `dcls` package 0.1.1, but for non-cubic sizes, where the package
+    centres a position by another axis' size.
+
+    Raises ValueError where shapes, version and sizes do not fit together.
+    """
+    _check(weight, positions, sigma, dilated_kernel_size, version)
+    dims = len(dilated_kernel_size)
+    row_of_axis = {axis: row for row, axis in enumerate(grid_axes(version, dims))}
+    spreads = [
+        spread(positions[row], None if sigma is None else sigma[row], size=size, version=version)
+        for size, row in ((size, row_of_axis[axis]) for axis, size in enumerate(dilated_kernel_size))
+    ]
+    if version != "v0":
+        footprint = reduce(jnp.multiply, [s.sum(-1) for s in spreads])
+        weight = weight / (footprint + 1e-7)
+    return _outer_sum(weight, spreads)
+
+
+def _outer_sum(weight: Array, spreads: list[Array]) -> Array:
+    """sum_n weight[..., n] * spreads[0][..., n, :] x spreads[1][..., n, :] x ...: (out, in, *sizes)."""
+    first, *rest = spreads
+    weighted = weight[..., None] * first  # out in count size
+    match rest:
+        case []:
+            return weighted.sum(-2)
+        case [second]:
+            return _contract("oinh,oinw->oihw", weighted, second)
+        case [second, third]:
+            # A slice at a time: (count, size, size) per pair of channels would outgrow the kernel itself.
+            slices = jax.lax.map(
+                lambda plane: _contract("oinh,oinw->oihw", plane[..., None] * second, third),
+                jnp.moveaxis(weighted, -1, 0),
+            )
+            return jnp.moveaxis(slices, 0, 2)
+    raise ValueError(f"kernels have 1, 2 or 3 dimensions, not {len(spreads)}")
+
+
+def _contract(equation: str, a: Array, b: Array) -> Array:
+    return jnp.einsum(equation, a, b, precision=jax.lax.Precision.HIGHEST)
+
+
+def _check(
+    weight: Array, positions: Array, sigma: Array | None, dilated_kernel_size: tuple[int, ...], version: str
+) -> None:
+    if version not in VERSIONS:
+        raise ValueError(f"version (={version!r}) must be one of {', '.join(VERSIONS)}")
+    dims = len(dilated_kernel_size)
+    if dims not in (1, 2, 3):
+        raise ValueError(f"dilated_kernel_size (={dilated_kernel_size}) must have 1, 2 or 3 entries")
+    if weight.ndim != 3:
+        raise ValueError(f"weight has shape {weight.shape}, expected (out, in/groups, count)")
+    expected = (dims, *weight.shape)
+    if positions.shape != expected:
+        raise ValueError(f"positions has shape {positions.shape}, expected (dims, *weight.shape) = {expected}")
+    if has_sigma(version) != (sigma is not None):
+        raise ValueError(f"sigma must be {'given' if has_sigma(version) else 'None'} for version {version!r}")
+    if sigma is not None and sigma.shape != expected:
+        raise ValueError(f"sigma has shape {sigma.shape}, expected that of positions, {expected}")

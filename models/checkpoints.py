@@ -1,0 +1,225 @@
+"""Weights in and out: published PyTorch state dicts, loaded strictly from both sides, and Orbax checkpoints.
+
+A model is described by the names and layouts of PyTorch: its own paths with `weight` for kernels and scales,
+`running_mean` and `running_var` for batch statistics, and positions listed under every layer that uses them, as the
+`dcls` package does. Each family lists the renames that lead from published names to these.
+"""
+
+import argparse
+import pathlib
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from os import PathLike
+from typing import Any, TypeVar
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from dcls_jax.freeze import Path, dcls_layers
+from dcls_jax.models.backbone import Backbone
+
+M = TypeVar("M", bound=Backbone)
+StateDict = Mapping[str, np.ndarray]
+
+_WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")  # averaged weights before the last ones
+_TORCH_LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
+_SAVED = (nnx.Param, nnx.BatchStat)
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be read, or does not fit the model."""
+
+
+def load_weights(model: M, source: str | PathLike[str] | StateDict, *, swap_positions: bool = False) -> M:
+    """A copy of the model with the weights of a checkpoint.
+
+    source: a .pth, .pth.tar, .pt (needs the torch extra) or .safetensors file, an Orbax folder written by
+    `save_weights`, or a flat state dict. Keys may be the original repository's, timm's or the DCLS study's.
+    swap_positions: exchange the axes of 2-D positions, for v0 checkpoints trained with `dcls` 0.0.2 to 0.0.5.
+
+    Raises CheckpointError (a ValueError) where the file cannot be read or does not fit: it lists all missing,
+    unexpected and misshapen keys, and positions that should be shared but differ. Raises FileNotFoundError.
+    """
+    if not isinstance(source, Mapping):
+        path = pathlib.Path(source).expanduser().absolute()
+        if not path.exists():
+            raise FileNotFoundError(f"no checkpoint at {source}")
+        if path.is_dir():
+            return _load_orbax(model, path)
+        source = read_state_dict(path)
+    renamed = _rename(source, model.checkpoint_renames)
+    if swap_positions:
+        renamed = {key: array[::-1] if key.endswith((".P", ".SIG")) else array for key, array in renamed.items()}
+    slots = _slots(model)
+    _check(slots, renamed)
+    leaves = {slot.path: slot.from_torch(renamed[key]) for key, slot in slots.items()}
+    return _with_leaves(model, leaves)
+
+
+def read_state_dict(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """The flat state dict in a .safetensors file or a PyTorch file, out of its wrappers.
+
+    PyTorch files are unpickled with `weights_only`: of other types only argparse.Namespace and pathlib's POSIX paths,
+    which published files carry, are let in. Raises CheckpointError.
+    """
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+
+        try:
+            return _unwrap(load_file(path), path)
+        except SafetensorError as error:
+            raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from error
+    try:
+        import torch
+    except ImportError as error:
+        raise CheckpointError(f"reading {path.name} needs PyTorch: pip install 'dcls_jax[torch]'") from error
+    harmless: list[Any] = [argparse.Namespace] + [
+        (kind, f"{module}.{kind.__name__}")
+        for module in ("pathlib", "pathlib._local")  # Python 3.13 writes the latter
+        for kind in (pathlib.PosixPath, pathlib.PurePosixPath)
+    ]
+    try:
+        with torch.serialization.safe_globals(harmless):
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for what is one thing to the user
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{path} is not a PyTorch checkpoint that can be read safely: {reason}") from error
+    return {
+        key: value.float().numpy() if value.dtype == torch.bfloat16 else value.numpy()
+        for key, value in _unwrap(loaded, path).items()
+    }
+
+
+def _unwrap(loaded: Any, path: pathlib.Path) -> dict[str, Any]:
+    while isinstance(loaded, Mapping) and (wrapper := next((w for w in _WRAPPERS if w in loaded), None)):
+        loaded = loaded[wrapper]
+    if not isinstance(loaded, Mapping) or not all(
+        getattr(value, "shape", None) is not None for value in loaded.values()
+    ):
+        raise CheckpointError(f"{path} holds no state dict, bare or under {', '.join(_WRAPPERS)}")
+    return {key.removeprefix("module."): value for key, value in loaded.items()}
+
+
+def _rename(source: StateDict, renames: tuple[tuple[str, str], ...]) -> dict[str, np.ndarray]:
+    renamed: dict[str, np.ndarray] = {}
+    for key, array in source.items():
+        if key.endswith("num_batches_tracked"):
+            continue
+        name = key
+        for pattern, replacement in renames:
+            name = re.sub(pattern, replacement, name)
+        if name in renamed:
+            raise CheckpointError(f"checkpoint key {key!r} and another one both name {name!r}")
+        renamed[name] = np.asarray(array)
+    return renamed
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """A place for one array of a checkpoint: where it goes and how PyTorch lays it out."""
+
+    path: Path
+    shape: tuple[int, ...]
+    torch_axes: tuple[int, ...]
+
+    @property
+    def torch_shape(self) -> tuple[int, ...]:
+        return tuple(self.shape[axis] for axis in self.torch_axes)
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether a shape is PyTorch's, or that of the 1x1 convolution which does the same."""
+        spatial = shape[len(self.shape) :]
+        return shape[: len(self.shape)] == self.torch_shape and all(size == 1 for size in spatial)
+
+    def from_torch(self, array: np.ndarray) -> np.ndarray:
+        return array.reshape(self.torch_shape).transpose(np.argsort(self.torch_axes))
+
+
+def _leaves(model: nnx.Module) -> dict[Path, nnx.Variable]:
+    return dict(nnx.to_flat_state(nnx.state(model, nnx.Any(*_SAVED))))
+
+
+def _slots(model: nnx.Module) -> dict[str, _Slot]:
+    """Every key that a PyTorch checkpoint of the model has."""
+    leaves = _leaves(model)
+    users: dict[Path, list[Path]] = {}
+    for layer_path, _, owner in dcls_layers(model):
+        users.setdefault(owner, []).append(layer_path)
+    slots = {}
+    for path, leaf in leaves.items():
+        *parents, name = path
+        # Kernels are (*size, in, out) here and (out, in, *size) in PyTorch.
+        axes = tuple(range(leaf.ndim))
+        if name == "kernel":
+            axes = (leaf.ndim - 1, leaf.ndim - 2, *axes[:-2])
+        slot = _Slot(path, leaf.shape, axes)
+        for owner in users.get(tuple(parents), [tuple(parents)]):
+            slots[".".join(map(str, (*owner, _TORCH_LEAVES.get(name, name))))] = slot
+    return slots
+
+
+def _check(slots: Mapping[str, _Slot], found: StateDict) -> None:
+    problems = [f"missing: {key}" for key in slots.keys() - found.keys()]
+    problems += [f"unexpected: {key}" for key in found.keys() - slots.keys()]
+    first: dict[Path, str] = {}
+    for key in sorted(slots.keys() & found.keys()):
+        slot, shape = slots[key], found[key].shape
+        if not slot.fits(shape):
+            problems.append(f"misshapen: {key} has shape {shape}, expected {slot.torch_shape}")
+            continue
+        other = first.setdefault(slot.path, key)
+        if not np.array_equal(found[key], found[other]):
+            problems.append(f"unequal: {other} and {key} should be one shared array")
+    if problems:
+        raise CheckpointError("the checkpoint does not fit the model\n  " + "\n  ".join(sorted(problems)))
+
+
+def _with_leaves(model: M, leaves: Mapping[Path, Any]) -> M:
+    model = nnx.clone(model)
+    for path, leaf in _leaves(model).items():
+        leaf[...] = jnp.asarray(leaves[path], leaf.dtype)
+    return model
+
+
+def save_weights(model: nnx.Module, folder: str | PathLike[str]) -> None:
+    """Write parameters and batch statistics as an Orbax checkpoint: nested dicts of numpy arrays, by our own names.
+
+    What stands at `folder` is replaced only once the new checkpoint is complete.
+    """
+    from orbax.checkpoint import v1 as ocp
+
+    tree: dict[str, Any] = {}
+    for path, leaf in _leaves(model).items():
+        *parents, name = map(str, path)
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = np.asarray(leaf[...])
+    ocp.save(pathlib.Path(folder).expanduser().absolute(), tree, overwrite=True)
+
+
+def _load_orbax(model: M, folder: pathlib.Path) -> M:
+    from orbax.checkpoint import v1 as ocp
+
+    try:
+        tree = ocp.load(folder)
+    except Exception as error:  # orbax raises many kinds for what is one thing to the user
+        raise CheckpointError(f"{folder} is not a readable Orbax checkpoint: {error}") from error
+    found = {".".join(path): np.asarray(leaf) for path, leaf in _flat(tree)}
+    leaves = _leaves(model)
+    slots = {
+        ".".join(map(str, path)): _Slot(path, leaf.shape, tuple(range(leaf.ndim))) for path, leaf in leaves.items()
+    }
+    _check(slots, found)
+    return _with_leaves(model, {slot.path: found[key] for key, slot in slots.items()})
+
+
+def _flat(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for name, node in tree.items():
+        if isinstance(node, Mapping):
+            yield from _flat(node, (*path, name))
+        else:
+            yield (*path, name), node

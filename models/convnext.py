@@ -1,0 +1,162 @@
+"""ConvNeXt (arXiv 2201.03545, facebookresearch/ConvNeXt) and, with DCLS, ConvNeXt-dcls (arXiv 2112.03740)."""
+
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from dcls_jax.layers import Conv, DclsConfig, Positions
+from dcls_jax.models.backbone import Backbone, Layer, stochastic_depth
+from dcls_jax.models.depthwise import depthwise, shared_positions
+from dcls_jax.models.preprocess import Transform
+
+
+TRANSFORM = Transform(resize=256, crop=224)
+
+
+@dataclass(frozen=True)
+class ConvNeXtConfig:
+    """depths and dims: blocks and channels of the four stages; dcls replaces the 7x7 depthwise convolutions."""
+
+    depths: tuple[int, ...]
+    dims: tuple[int, ...]
+    num_classes: int = 1000
+    dcls: DclsConfig | None = None
+    drop_path_rate: float = 0.0
+    layer_scale_init_value: float = 1e-6
+    transform: Transform = TRANSFORM
+
+
+_truncated_normal = jax.nn.initializers.truncated_normal(0.02)
+_zeros = jax.nn.initializers.zeros
+
+
+def _norm(dim: int, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    return nnx.LayerNorm(dim, epsilon=1e-6, use_fast_variance=False, rngs=rngs)
+
+
+def _conv(in_dim: int, out_dim: int, size: int, rngs: nnx.Rngs) -> Conv:
+    """Patches of size x size pixels, side by side."""
+    return Conv(in_dim, out_dim, (size, size), stride=size, kernel_init=_truncated_normal, bias_init=_zeros, rngs=rngs)
+
+
+class Block(nnx.Module):
+    """Depthwise convolution, then an inverted bottleneck on each pixel."""
+
+    def __init__(self, dim: int, dcls: DclsConfig | None, drop_path: float, layer_scale: float, *, rngs: nnx.Rngs):
+        self.dwconv = depthwise(dim, dcls, bias=True, rngs=rngs)
+        self.norm = _norm(dim, rngs)
+        self.pwconv1 = nnx.Linear(dim, 4 * dim, kernel_init=_truncated_normal, rngs=rngs)
+        self.pwconv2 = nnx.Linear(4 * dim, dim, kernel_init=_truncated_normal, rngs=rngs)
+        self.gamma = nnx.Param(layer_scale * jnp.ones(dim))
+        self.drop_path = stochastic_depth(drop_path, rngs)
+
+    def __call__(self, x: Array, positions: Positions | None) -> Array:
+        y = self.norm(self.dwconv(x, positions))
+        y = jax.nn.gelu(self.pwconv1(y), approximate=False)
+        return x + self.drop_path(self.gamma[...] * self.pwconv2(y))
+
+
+class Downsample(nnx.Module):
+    def __init__(self, in_dim: int, out_dim: int, *, rngs: nnx.Rngs):
+        self.norm = _norm(in_dim, rngs)
+        self.conv = _conv(in_dim, out_dim, 2, rngs)
+
+    def __call__(self, x: Array) -> Array:
+        return self.conv(self.norm(x))
+
+
+class Stem(nnx.Module):
+    def __init__(self, dim: int, *, rngs: nnx.Rngs):
+        self.conv = _conv(3, dim, 4, rngs)
+        self.norm = _norm(dim, rngs)
+
+    def __call__(self, images: Array) -> Array:
+        return self.norm(self.conv(images))
+
+
+class Stage(nnx.Module):
+    """Blocks of equal width; with DCLS, all of them place their kernel elements at the stage's `positions`."""
+
+    def __init__(
+        self,
+        downsample: Downsample | None,
+        dim: int,
+        dcls: DclsConfig | None,
+        drop_paths: list[float],
+        layer_scale: float,
+        *,
+        rngs: nnx.Rngs,
+    ):
+        self.downsample = downsample
+        self.positions = shared_positions(dcls, dim, 1, rngs)
+        self.blocks = nnx.List(Block(dim, dcls, drop_path, layer_scale, rngs=rngs) for drop_path in drop_paths)
+
+
+class ConvNeXt(Backbone):
+    checkpoint_renames = (
+        # facebookresearch/ConvNeXt
+        (r"^downsample_layers\.0\.0\.", "stem.conv."),
+        (r"^downsample_layers\.0\.1\.", "stem.norm."),
+        (r"^downsample_layers\.(\d+)\.0\.", r"stages.\1.downsample.norm."),
+        (r"^downsample_layers\.(\d+)\.1\.", r"stages.\1.downsample.conv."),
+        (r"^stages\.(\d+)\.(\d+)\.", r"stages.\1.blocks.\2."),
+        (r"^head\.(weight|bias)$", r"fc.\1"),
+        # timm
+        (r"^stem\.0\.", "stem.conv."),
+        (r"^stem\.1\.", "stem.norm."),
+        (r"\.downsample\.0\.", ".downsample.norm."),
+        (r"\.downsample\.1\.", ".downsample.conv."),
+        (r"\.conv_dw\.", ".dwconv."),
+        (r"\.mlp\.fc([12])\.", r".pwconv\1."),
+        (r"^head\.(norm|fc)\.", r"\1."),
+    )
+
+    def __init__(self, config: ConvNeXtConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.transform = config.transform
+        depths, dims = config.depths, config.dims
+        # Stochastic depth grows linearly with depth.
+        last = max(1, sum(depths) - 1)
+        rates = [config.drop_path_rate * i / last for i in range(sum(depths))]
+        self.stem = Stem(dims[0], rngs=rngs)
+        self.stages = nnx.List(
+            Stage(
+                Downsample(dims[i - 1], dims[i], rngs=rngs) if i else None,
+                dims[i],
+                config.dcls,
+                rates[sum(depths[:i]) : sum(depths[: i + 1])],
+                config.layer_scale_init_value,
+                rngs=rngs,
+            )
+            for i in range(len(depths))
+        )
+        self.norm = _norm(dims[-1], rngs)
+        self.fc = nnx.Linear(dims[-1], config.num_classes, kernel_init=_truncated_normal, rngs=rngs)
+
+    def layers(self) -> list[Layer]:
+        layers: list[Layer] = [("stem", self.stem)]
+        for i, stage in enumerate(self.stages):
+            if stage.downsample is not None:
+                layers.append((f"stages.{i}.downsample", stage.downsample))
+            for j, block in enumerate(stage.blocks):
+                layers.append((f"stages.{i}.blocks.{j}", partial(block, positions=stage.positions)))
+        return layers
+
+    def classify(self, features: Array) -> Array:
+        return self.fc(self.norm(features.mean((1, 2))))
+
+
+VARIANTS = {
+    "convnext_tiny": ConvNeXtConfig((3, 3, 9, 3), (96, 192, 384, 768)),
+    "convnext_small": ConvNeXtConfig((3, 3, 27, 3), (96, 192, 384, 768)),
+    "convnext_base": ConvNeXtConfig((3, 3, 27, 3), (128, 256, 512, 1024)),
+}
+DCLS = {
+    "convnext_tiny": DclsConfig(34, 17, "v0"),
+    "convnext_small": DclsConfig(40, 17, "v0"),
+    "convnext_base": DclsConfig(40, 17, "v0"),
+}

@@ -1,0 +1,43 @@
+"""From a picture to a model's input, as the published evaluations do it: bicubic on 8 bits by Pillow, centre crop."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+if TYPE_CHECKING:
+    from dcls_jax.models.backbone import Backbone
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Transform:
+    """Resize the shorter side to `resize` pixels (bicubic), keep the central `crop` x `crop`, normalise channels."""
+
+    resize: int
+    crop: int
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+
+    def __call__(self, image: Image.Image) -> np.ndarray:
+        """A picture of any size and mode -> (crop, crop, 3) float32, normalised."""
+        pixels = np.asarray(self.framed(image.convert("RGB")), np.float32) / 255
+        return (pixels - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
+
+    def framed(self, image: Image.Image) -> Image.Image:
+        """The part of a picture that the model sees, crop x crop pixels."""
+        scale = self.resize / min(image.size)
+        width, height = (self.resize if side == min(image.size) else int(side * scale) for side in image.size)
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+        left, top = round((width - self.crop) / 2), round((height - self.crop) / 2)
+        return image.crop((left, top, left + self.crop, top + self.crop))
+
+
+def preprocess(images: Image.Image | Sequence[Image.Image], model: "Backbone") -> np.ndarray:
+    """Pictures as a model's input batch, by its own transform: (B, crop, crop, 3) float32, B = 1 for one picture."""
+    pictures = [images] if isinstance(images, Image.Image) else images
+    return np.stack([model.transform(picture) for picture in pictures])

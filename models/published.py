@@ -1,0 +1,76 @@
+"""The published checkpoints: where they are, and how they are fetched."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published file. Of files with a `doi`, the Zenodo record also gives the MD5 hash."""
+
+    url: str
+    doi: str | None = None
+    sha256: str | None = None
+
+    @property
+    def file(self) -> str:
+        return self.url.rsplit("/", 1)[1]
+
+
+def _zenodo(record: int, file: str) -> Published:
+    return Published(f"https://zenodo.org/records/{record}/files/{file}", f"10.5281/zenodo.{record}")
+
+
+def _convnext(size: str) -> dict[tuple[str, bool], Published]:
+    file = f"convnext_{size}_1k_224_ema.pth"
+    return {
+        (f"convnext_{size}", False): Published(f"https://dl.fbaipublicfiles.com/convnext/{file}"),
+        (f"convnext_{size}", True): _zenodo(7112021, f"convnext_dcls_{size}_1k_224_ema.pth"),
+    }
+
+
+# (name of the model, with DCLS) -> file
+CHECKPOINTS: dict[tuple[str, bool], Published] = {
+    **_convnext("tiny"),
+    **_convnext("small"),
+    **_convnext("base"),
+}
+
+
+class DownloadError(OSError):
+    """A checkpoint that could not be fetched."""
+
+
+def cache_folder() -> Path:
+    """Where fetched checkpoints are kept: $DCLS_JAX_CACHE, or the user's cache folder."""
+    import pooch
+
+    return Path(os.environ.get("DCLS_JAX_CACHE") or pooch.os_cache("dcls_jax"))
+
+
+def fetch(name: str, *, dcls: bool) -> Path:
+    """Path of a published checkpoint, downloaded with a progress bar and checked against its hash unless it is there.
+
+    Raises DownloadError, which says where to get the file and where to put it.
+    """
+    published = CHECKPOINTS[name, dcls]
+    target = cache_folder() / published.file
+    if target.exists():
+        return target
+    import pooch
+    import requests
+
+    try:
+        if published.doi is not None:
+            record = pooch.create(target.parent, f"doi:{published.doi}/")
+            record.load_registry_from_doi()
+            record.fetch(published.file, progressbar=True)
+        else:
+            pooch.retrieve(published.url, published.sha256, published.file, target.parent, progressbar=True)
+    except (requests.RequestException, ValueError) as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        raise DownloadError(
+            f"could not download {published.file}: get it from {published.url} and put it at {target} ({reason})"
+        ) from error
+    return target
