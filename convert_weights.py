@@ -28,7 +28,11 @@ class Conversion:
 
 
 def convert(
-    source: str | os.PathLike[str], destination: str | os.PathLike[str], model: Backbone, *, swap_positions: bool = False
+    source: str | os.PathLike[str],
+    destination: str | os.PathLike[str],
+    model: Backbone,
+    *,
+    swap_positions: bool = False,
 ) -> Conversion:
     """Write the weights in `source` that fit `model` as an Orbax checkpoint at `destination`.
 
@@ -45,7 +49,7 @@ def convert(
     # Read into the fresh model: its own values would show where the checkpoint has none.
     difference = _largest_difference(converted, load_weights(model, partial))
     if difference != 0:
-        raise RuntimeError(f"the checkpoint written to {partial} differs by {difference} from {source}; it was not kept")
+        raise RuntimeError(f"what was written to {partial} differs by {difference} from {source}")
     partial.rename(target)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(converted, nnx.Param)))
     return Conversion(target, parameters, difference)

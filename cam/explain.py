@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import ArrayLike
 
 from dcls_jax.cam.gradient import Model, grad_cam, threshold_grad_cam
 from dcls_jax.cam.postprocess import postprocess, resize
@@ -26,7 +27,7 @@ STUDY: dict[str, dict[str, Any]] = {
 
 def explain(
     model: Model,
-    images: Array,
+    images: ArrayLike,
     targets: Targets,
     *,
     method: str = "grad_cam",
@@ -80,7 +81,7 @@ def _explain(
 
 
 def study_maps(
-    model: Model, images: Array, labels: Targets, *, method: str = "grad_cam", size: int | None = 224
+    model: Model, images: ArrayLike, labels: Targets, *, method: str = "grad_cam", size: int | None = 224
 ) -> Array:
     """The study's own maps (arXiv 2408.03164), to the digit: images (B, H, W, 3) -> (B, size, size).
 
@@ -90,6 +91,7 @@ def study_maps(
     """
     if method not in STUDY:
         raise ValueError(f"method (={method!r}) is not in the study, which has {', '.join(STUDY)}")
+    images = jnp.asarray(images)
     maps = METHODS[method](model, images, labels)
     channels = jax.eval_shape(lambda model, x: model.features(x), model, images).shape[-1]
     return postprocess(maps / channels, size=size, **STUDY[method])

@@ -5,7 +5,8 @@ over channels as the papers write it. The gradient runs through the head alone. 
 gradient of the explained score to it, <.> the mean over space.
 """
 
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Protocol
 
 import jax
 from jax import Array
@@ -19,9 +20,11 @@ class Model(Protocol):
     Models that can be cut at a `layer` take its name: features(images, upto=layer), head(activations, start=layer).
     """
 
-    def features(self, images: Array, /, **cut: Any) -> Array: ...
+    @property
+    def features(self) -> Callable[..., Array]: ...
 
-    def head(self, activations: Array, /, **cut: Any) -> Array: ...
+    @property
+    def head(self) -> Callable[..., Array]: ...
 
 
 def activations_and_gradients(

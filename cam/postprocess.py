@@ -3,22 +3,39 @@
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import ArrayLike
 
 
-def normalise(maps: Array) -> Array:
+def normalise(maps: ArrayLike) -> Array:
     """Each map's range onto [0, 1]: (..., h, w). A constant map becomes 0, never NaN."""
+    maps = jnp.asarray(maps)
     low, high = maps.min((-2, -1), keepdims=True), maps.max((-2, -1), keepdims=True)
     return jnp.where(high > low, (maps - low) / jnp.where(high > low, high - low, 1), 0)
 
 
 def resize(maps: Array, size: int | tuple[int, int]) -> Array:
-    """Bilinear with half-pixel centres, as torch's `align_corners=False`: (B, h, w) -> (B, *size)."""
+    """Bilinear with half-pixel centres: (B, h, w) -> (B, *size); an axis that shrinks is antialiased, as by jax.image.
+
+    Enlarging is torch's `align_corners=False`, and keeps equal neighbours equal to the bit: ranks depend on such ties.
+    """
     height, width = (size, size) if isinstance(size, int) else size
-    return jax.image.resize(maps, (maps.shape[0], height, width), "bilinear")
+    return _resize_axis(_resize_axis(maps, height, 1), width, 2)
+
+
+def _resize_axis(maps: Array, size: int, axis: int) -> Array:
+    old = maps.shape[axis]
+    if size < old:
+        shape = (*maps.shape[:axis], size, *maps.shape[axis + 1 :])
+        return jax.image.resize(maps, shape, "bilinear")
+    centre = (jnp.arange(size, dtype=jnp.float32) + 0.5) * (old / size) - 0.5
+    low = jnp.floor(centre).astype(jnp.int32)
+    below, above = (jnp.take(maps, (low + step).clip(0, old - 1), axis) for step in (0, 1))
+    fraction = jnp.expand_dims((centre - low).astype(maps.dtype), tuple(range(1, maps.ndim - axis)))
+    return below + (above - below) * fraction
 
 
 def postprocess(
-    maps: Array,
+    maps: ArrayLike,
     *,
     relu: bool = True,
     normalise: bool = True,
@@ -30,6 +47,7 @@ def postprocess(
     normalise: per map; a constant map becomes 0. floor: values below it are raised to it. Returns (B, h, w), or
     (B, *size), in the maps' dtype.
     """
+    maps = jnp.asarray(maps)
     if relu:
         maps = jax.nn.relu(maps)
     if normalise:

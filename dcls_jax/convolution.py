@@ -95,7 +95,7 @@ def depthwise_conv(
     lowering = _fastest(x, kernel) if method == "auto" else method
     if lowering not in _LOWERINGS:
         raise ValueError(f"method (={method!r}) must be one of auto, {', '.join(_LOWERINGS)}")
-    return _depthwise(x, kernel, pads, strides, lowering)
+    return _depthwise_compiled(x, kernel, pads, strides, lowering)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4))
@@ -119,6 +119,10 @@ def _depthwise_jvp(
     if not isinstance(dkernel, SymbolicZero):
         tangent += _LOWERINGS[for_kernel](x, dkernel, pads, strides)
     return out, tangent
+
+
+# Compiled as a whole also where the caller is not, and once for all blocks of a stage; `describe` knows it by its name.
+_depthwise_compiled = jax.jit(_depthwise, static_argnums=(2, 3, 4))
 
 
 def _direct(x: Array, kernel: Array, pads: Pads, strides: tuple[int, int]) -> Array:

@@ -20,6 +20,11 @@ def has_sigma(version: Version) -> bool:
     return version in ("max", "gauss")
 
 
+def _abs(x: Array) -> Array:
+    """|x| with slope 0 at 0, as in torch; JAX has slope 1 there, and positions and widths often are exactly 0."""
+    return x * jax.lax.stop_gradient(jnp.sign(x))
+
+
 def bilinear(position: Array, sigma: Array | None, cells: Array) -> Array:
     """The two cells around the position share it; what falls off the grid is lost."""
     # stop_gradient: floor moves with the position, so the left cell's share falls with slope -1 even at integers.
@@ -30,17 +35,17 @@ def bilinear(position: Array, sigma: Array | None, cells: Array) -> Array:
 
 def triangle(position: Array, sigma: Array | None, cells: Array) -> Array:
     """max(0, 1 - |distance|)."""
-    return jax.nn.relu(1 - jnp.abs(cells - position))
+    return jax.nn.relu(1 - _abs(cells - position))
 
 
 def wide_triangle(position: Array, sigma: Array, cells: Array) -> Array:
     """max(0, 1 + |sigma| - |distance|)."""
-    return jax.nn.relu(1 + jnp.abs(sigma) - jnp.abs(cells - position))
+    return jax.nn.relu(1 + _abs(sigma) - _abs(cells - position))
 
 
 def gaussian(position: Array, sigma: Array, cells: Array) -> Array:
     """exp(-distance² / 2(0.27 + |sigma|)²)."""
-    return jnp.exp(-0.5 * ((cells - position) / (0.27 + jnp.abs(sigma))) ** 2)
+    return jnp.exp(-0.5 * ((cells - position) / (0.27 + _abs(sigma))) ** 2)
 
 
 _SPREADS: dict[Version, Callable[..., Array]] = {

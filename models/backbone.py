@@ -1,7 +1,7 @@
 """What every model here can do: run up to a named layer, and on from it."""
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from flax import nnx
 from jax import Array
@@ -9,6 +9,13 @@ from jax import Array
 from dcls_jax.models.preprocess import Transform
 
 Layer = tuple[str, Callable[[Array], Array]]
+
+
+def drop_path_rates(rate: float, depths: Sequence[int]) -> list[list[float]]:
+    """Rates of the blocks of each stage, growing linearly with depth from 0 to `rate`."""
+    last = max(1, sum(depths) - 1)
+    rates = [rate * i / last for i in range(sum(depths))]
+    return [rates[sum(depths[:i]) : sum(depths[: i + 1])] for i in range(len(depths))]
 
 
 def stochastic_depth(rate: float, rngs: nnx.Rngs) -> nnx.Dropout:
@@ -25,8 +32,9 @@ class Backbone(nnx.Module):
     """
 
     transform: Transform
-    # (pattern, replacement), applied in order to the keys of a published state dict; see models/checkpoints.py.
-    checkpoint_renames: tuple[tuple[str, str], ...]
+    # (pattern, replacement), applied in order to the keys of a published state dict; see models/checkpoints.py. A third
+    # pattern limits a rename to state dicts with a key that matches it.
+    checkpoint_renames: tuple[tuple[str, ...], ...]
 
     def layers(self) -> list[Layer]:
         """The layers in order, each (B, H, W, C) -> (B, H', W', C')."""

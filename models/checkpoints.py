@@ -8,7 +8,7 @@ A model is described by the names and layouts of PyTorch: its own paths with `we
 import argparse
 import pathlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any, TypeVar
@@ -22,6 +22,7 @@ from dcls_jax.models.backbone import Backbone
 
 M = TypeVar("M", bound=Backbone)
 StateDict = Mapping[str, np.ndarray]
+Renames = tuple[tuple[str, ...], ...]
 
 _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")  # averaged weights before the last ones
 _TORCH_LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
@@ -49,13 +50,13 @@ def load_weights(model: M, source: str | PathLike[str] | StateDict, *, swap_posi
         if path.is_dir():
             return _load_orbax(model, path)
         source = read_state_dict(path)
-    renamed = _rename(source, model.checkpoint_renames)
+    names = checkpoint_names(source, model.checkpoint_renames)
+    found = {name: np.asarray(source[key]) for name, key in names.items()}
     if swap_positions:
-        renamed = {key: array[::-1] if key.endswith((".P", ".SIG")) else array for key, array in renamed.items()}
+        found = {name: array[::-1] if name.endswith((".P", ".SIG")) else array for name, array in found.items()}
     slots = _slots(model)
-    _check(slots, renamed)
-    leaves = {slot.path: slot.from_torch(renamed[key]) for key, slot in slots.items()}
-    return _with_leaves(model, leaves)
+    _check(slots, found, names)
+    return _with_leaves(model, {slot.path: slot.from_torch(found[name]) for name, slot in slots.items()})
 
 
 def read_state_dict(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -103,18 +104,23 @@ def _unwrap(loaded: Any, path: pathlib.Path) -> dict[str, Any]:
     return {key.removeprefix("module."): value for key, value in loaded.items()}
 
 
-def _rename(source: StateDict, renames: tuple[tuple[str, str], ...]) -> dict[str, np.ndarray]:
-    renamed: dict[str, np.ndarray] = {}
-    for key, array in source.items():
-        if key.endswith("num_batches_tracked"):
-            continue
+def checkpoint_names(keys: Iterable[str], renames: Renames) -> dict[str, str]:
+    """Our name for each key of a checkpoint, by name; counters of batches are left out. Raises CheckpointError."""
+    keys = [key for key in keys if not key.endswith("num_batches_tracked")]
+    applicable = [
+        (pattern, replacement)
+        for pattern, replacement, *where in renames
+        if all(any(re.search(mark, key) for key in keys) for mark in where)
+    ]
+    names: dict[str, str] = {}
+    for key in keys:
         name = key
-        for pattern, replacement in renames:
+        for pattern, replacement in applicable:
             name = re.sub(pattern, replacement, name)
-        if name in renamed:
-            raise CheckpointError(f"checkpoint key {key!r} and another one both name {name!r}")
-        renamed[name] = np.asarray(array)
-    return renamed
+        if name in names:
+            raise CheckpointError(f"checkpoint keys {names[name]} and {key} both name {name}")
+        names[name] = key
+    return names
 
 
 @dataclass(frozen=True)
@@ -161,27 +167,35 @@ def _slots(model: nnx.Module) -> dict[str, _Slot]:
     return slots
 
 
-def _check(slots: Mapping[str, _Slot], found: StateDict) -> None:
-    problems = [f"missing: {key}" for key in slots.keys() - found.keys()]
-    problems += [f"unexpected: {key}" for key in found.keys() - slots.keys()]
+def _check(slots: Mapping[str, _Slot], found: StateDict, keys: Mapping[str, str]) -> None:
+    """Raise CheckpointError unless what was found is what is wanted; `keys` are the checkpoint's own for our names."""
+
+    def called(name: str) -> str:
+        key = keys.get(name, name)
+        return name if key == name else f"{key} ({name})"
+
+    problems = [f"missing: {name}" for name in slots.keys() - found.keys()]
+    problems += [f"unexpected: {called(name)}" for name in found.keys() - slots.keys()]
     first: dict[Path, str] = {}
-    for key in sorted(slots.keys() & found.keys()):
-        slot, shape = slots[key], found[key].shape
+    for name in sorted(slots.keys() & found.keys()):
+        slot, shape = slots[name], found[name].shape
         if not slot.fits(shape):
-            problems.append(f"misshapen: {key} has shape {shape}, expected {slot.torch_shape}")
+            problems.append(f"misshapen: {called(name)} has shape {shape}, expected {slot.torch_shape}")
             continue
-        other = first.setdefault(slot.path, key)
-        if not np.array_equal(found[key], found[other]):
-            problems.append(f"unequal: {other} and {key} should be one shared array")
+        other = first.setdefault(slot.path, name)
+        if not np.array_equal(found[name], found[other]):
+            problems.append(f"unequal: {called(other)} and {called(name)} should be one shared array")
     if problems:
         raise CheckpointError("the checkpoint does not fit the model\n  " + "\n  ".join(sorted(problems)))
 
 
-def _with_leaves(model: M, leaves: Mapping[Path, Any]) -> M:
-    model = nnx.clone(model)
-    for path, leaf in _leaves(model).items():
-        leaf[...] = jnp.asarray(leaves[path], leaf.dtype)
-    return model
+def _with_leaves(model: M, leaves: Mapping[Path, np.ndarray]) -> M:
+    graphdef, state = nnx.split(model)
+    flat = {
+        path: leaf.replace(jnp.asarray(leaves[path], leaf.dtype)) if path in leaves else leaf
+        for path, leaf in nnx.to_flat_state(state)
+    }
+    return nnx.merge(graphdef, nnx.from_flat_state(flat))
 
 
 def save_weights(model: nnx.Module, folder: str | PathLike[str]) -> None:
@@ -213,7 +227,7 @@ def _load_orbax(model: M, folder: pathlib.Path) -> M:
     slots = {
         ".".join(map(str, path)): _Slot(path, leaf.shape, tuple(range(leaf.ndim))) for path, leaf in leaves.items()
     }
-    _check(slots, found)
+    _check(slots, found, {})
     return _with_leaves(model, {slot.path: found[key] for key, slot in slots.items()})
 
 

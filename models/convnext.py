@@ -9,10 +9,9 @@ from flax import nnx
 from jax import Array
 
 from dcls_jax.layers import Conv, DclsConfig, Positions
-from dcls_jax.models.backbone import Backbone, Layer, stochastic_depth
+from dcls_jax.models.backbone import Backbone, Layer, drop_path_rates, stochastic_depth
 from dcls_jax.models.depthwise import depthwise, shared_positions
 from dcls_jax.models.preprocess import Transform
-
 
 TRANSFORM = Transform(resize=256, crop=224)
 
@@ -30,7 +29,8 @@ class ConvNeXtConfig:
     transform: Transform = TRANSFORM
 
 
-_truncated_normal = jax.nn.initializers.truncated_normal(0.02)
+# The original truncates at +-2, a hundred standard deviations out.
+_normal = jax.nn.initializers.normal(0.02)
 _zeros = jax.nn.initializers.zeros
 
 
@@ -40,7 +40,7 @@ def _norm(dim: int, rngs: nnx.Rngs) -> nnx.LayerNorm:
 
 def _conv(in_dim: int, out_dim: int, size: int, rngs: nnx.Rngs) -> Conv:
     """Patches of size x size pixels, side by side."""
-    return Conv(in_dim, out_dim, (size, size), stride=size, kernel_init=_truncated_normal, bias_init=_zeros, rngs=rngs)
+    return Conv(in_dim, out_dim, (size, size), stride=size, kernel_init=_normal, bias_init=_zeros, rngs=rngs)
 
 
 class Block(nnx.Module):
@@ -49,8 +49,8 @@ class Block(nnx.Module):
     def __init__(self, dim: int, dcls: DclsConfig | None, drop_path: float, layer_scale: float, *, rngs: nnx.Rngs):
         self.dwconv = depthwise(dim, dcls, bias=True, rngs=rngs)
         self.norm = _norm(dim, rngs)
-        self.pwconv1 = nnx.Linear(dim, 4 * dim, kernel_init=_truncated_normal, rngs=rngs)
-        self.pwconv2 = nnx.Linear(4 * dim, dim, kernel_init=_truncated_normal, rngs=rngs)
+        self.pwconv1 = nnx.Linear(dim, 4 * dim, kernel_init=_normal, rngs=rngs)
+        self.pwconv2 = nnx.Linear(4 * dim, dim, kernel_init=_normal, rngs=rngs)
         self.gamma = nnx.Param(layer_scale * jnp.ones(dim))
         self.drop_path = stochastic_depth(drop_path, rngs)
 
@@ -118,24 +118,21 @@ class ConvNeXt(Backbone):
     def __init__(self, config: ConvNeXtConfig, *, rngs: nnx.Rngs):
         self.config = config
         self.transform = config.transform
-        depths, dims = config.depths, config.dims
-        # Stochastic depth grows linearly with depth.
-        last = max(1, sum(depths) - 1)
-        rates = [config.drop_path_rate * i / last for i in range(sum(depths))]
+        dims = config.dims
         self.stem = Stem(dims[0], rngs=rngs)
         self.stages = nnx.List(
             Stage(
                 Downsample(dims[i - 1], dims[i], rngs=rngs) if i else None,
                 dims[i],
                 config.dcls,
-                rates[sum(depths[:i]) : sum(depths[: i + 1])],
+                rates,
                 config.layer_scale_init_value,
                 rngs=rngs,
             )
-            for i in range(len(depths))
+            for i, rates in enumerate(drop_path_rates(config.drop_path_rate, config.depths))
         )
         self.norm = _norm(dims[-1], rngs)
-        self.fc = nnx.Linear(dims[-1], config.num_classes, kernel_init=_truncated_normal, rngs=rngs)
+        self.fc = nnx.Linear(dims[-1], config.num_classes, kernel_init=_normal, rngs=rngs)
 
     def layers(self) -> list[Layer]:
         layers: list[Layer] = [("stem", self.stem)]

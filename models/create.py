@@ -2,24 +2,33 @@
 
 import dataclasses
 import difflib
+from collections.abc import Mapping
 from os import PathLike
 from typing import Any
 
 from flax import nnx
 
 from dcls_jax.layers import DclsConfig
-from dcls_jax.models import convnext
+from dcls_jax.models import convnext, metaformer, resnet
 from dcls_jax.models.backbone import Backbone
 from dcls_jax.models.checkpoints import load_weights
-from dcls_jax.models.convnext import ConvNeXt
 from dcls_jax.models.published import fetch
 
-_FAMILIES = ((ConvNeXt, convnext.VARIANTS, convnext.DCLS),)
+_FAMILIES: tuple[tuple[type, Mapping[str, Any], Mapping[str, DclsConfig]], ...] = (
+    (resnet.ResNet, resnet.VARIANTS, resnet.DCLS),
+    (convnext.ConvNeXt, convnext.VARIANTS, convnext.DCLS),
+    (metaformer.MetaFormer, metaformer.VARIANTS, metaformer.DCLS),
+)
 
 
 def list_models() -> list[str]:
     """Every name that `create_model` knows."""
     return [name for _, variants, _ in _FAMILIES for name in variants]
+
+
+def published_setting(name: str) -> DclsConfig:
+    """The DCLS setting with which a model was published."""
+    return next(settings[name] for _, _, settings in _FAMILIES if name in settings)
 
 
 def create_model(
@@ -52,9 +61,15 @@ def create_model(
             raise ValueError(f"{option} is not a setting of {name}, which has {', '.join(fields)}")
     config |= {"num_classes": num_classes, "dcls": (setting if dcls else None) if isinstance(dcls, bool) else dcls}
     config = {key: tuple(value) if isinstance(value, list) else value for key, value in config.items()}
-    model = family(dataclasses.replace(base, **config), rngs=nnx.Rngs(0) if rngs is None else rngs)
+
+    def build() -> Backbone:
+        return family(dataclasses.replace(base, **config), rngs=nnx.Rngs(0) if rngs is None else rngs)
+
+    if weights is None:
+        return build()
     if weights == "published":
         if not isinstance(dcls, bool):
             raise ValueError(f"weights are published for dcls True or False, not for dcls (={dcls})")
         weights = fetch(name, dcls=dcls)
-    return model if weights is None else load_weights(model, weights)
+    # Shapes are enough to load into, unless stochastic depth has random state of its own.
+    return load_weights(build() if config.get("drop_path_rate") else nnx.eval_shape(build), weights)

@@ -6,7 +6,7 @@ from jax.nn.initializers import Initializer
 
 from dcls_jax.layers import Conv, Dcls2d, DclsConfig, Positions
 
-_truncated_normal = jax.nn.initializers.truncated_normal(0.02)
+_normal = jax.nn.initializers.normal(0.02)
 _zeros = jax.nn.initializers.zeros
 
 
@@ -15,7 +15,7 @@ def depthwise(
     dcls: DclsConfig | None,
     *,
     bias: bool,
-    kernel_init: Initializer = _truncated_normal,
+    kernel_init: Initializer = _normal,
     rngs: nnx.Rngs,
 ) -> Conv | Dcls2d:
     """7x7 depthwise convolution of `dim` channels, or a DCLS in its place, to be handed its positions at each call."""

@@ -32,9 +32,18 @@ def _convnext(size: str) -> dict[tuple[str, bool], Published]:
 
 # (name of the model, with DCLS) -> file
 CHECKPOINTS: dict[tuple[str, bool], Published] = {
+    ("resnet50", False): Published(
+        "https://github.com/huggingface/pytorch-image-models/releases/download/v0.1-rsb-weights/"
+        "resnet50_a1_0-14fe96d1.pth"
+    ),
+    ("resnet50", True): _zenodo(8373830, "resnet_dcls_kernel_5_model_best.pth.tar"),
     **_convnext("tiny"),
     **_convnext("small"),
     **_convnext("base"),
+    ("caformer_s18", False): Published("https://huggingface.co/sail/dl/resolve/main/caformer/caformer_s18.pth"),
+    ("caformer_s18", True): _zenodo(8370737, "caformer_s18_v1_17lim_34el_seed0.pth.tar"),
+    ("convformer_s18", False): Published("https://huggingface.co/sail/dl/resolve/main/convformer/convformer_s18.pth"),
+    ("convformer_s18", True): _zenodo(8370737, "convformer_s18_v1_17lim_40el_seed0.pth.tar"),
 }
 
 

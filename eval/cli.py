@@ -1,0 +1,151 @@
+"""The command `dcls-jax`."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from convert_weights import command as convert
+
+app = typer.Typer(
+    name="dcls-jax",
+    help="Study what vision models look at: class activation maps, and how well they agree with people.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+evaluations = typer.Typer(no_args_is_help=True, help="Evaluate the maps of a model on a data set.")
+app.add_typer(evaluations, name="eval")
+app.command("convert")(convert)
+
+Model = Annotated[str, typer.Option("--model", "-m", help="A name that `dcls-jax models` lists.")]
+Dcls = Annotated[bool, typer.Option("--dcls", help="The model with DCLS, in its published setting.")]
+Weights = Annotated[
+    str,
+    typer.Option(
+        "--weights",
+        "-w",
+        help="A checkpoint: .pth, .pth.tar, .safetensors or Orbax folder; or 'published' to download it.",
+    ),
+]
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="The folder for results and pictures.")] = Path("results/demo"),
+) -> None:
+    """Evaluate two small models on a small sample, both in the package: the whole pipeline, offline, in a minute."""
+    from dcls_jax.eval import demo
+    from dcls_jax.eval.report import print_results
+
+    print_results(demo.run(out))
+    print(f"maps: {out / 'maps.png'}\nresults: {out}")
+
+
+@app.command()
+def cam(
+    images: Annotated[list[Path], typer.Argument(help="Pictures, in any format that Pillow reads.", exists=True)],
+    model: Model,
+    weights: Weights = "published",
+    dcls: Dcls = False,
+    methods: Annotated[str, typer.Option(help="Methods, separated by commas.")] = "grad_cam,threshold_grad_cam",
+    layer: Annotated[str | None, typer.Option(help="The layer whose activations are weighed.")] = None,
+    target: Annotated[int | None, typer.Option(help="The class to explain; the predicted one unless given.")] = None,
+    num_classes: Annotated[int, typer.Option(help="How many classes the checkpoint has.")] = 1000,
+    out: Annotated[Path, typer.Option(help="The folder for maps.png, maps.npz and manifest.json.")] = Path(
+        "results/cam"
+    ),
+) -> None:
+    """Draw class activation maps of pictures: a grid, the raw maps, and a manifest of what was done."""
+    from dcls_jax.eval import pictures
+    from dcls_jax.models import create_model
+
+    built = create_model(model, dcls=dcls, num_classes=num_classes, weights=weights)
+    pictures.explain_pictures(built, images, out, methods=methods.split(","), layer=layer, target=target, name=model)
+    print(f"maps: {out / 'maps.png'}, raw maps: {out / 'maps.npz'}, manifest: {out / 'manifest.json'}")
+
+
+@evaluations.command("clickme")
+def evaluate_clickme(
+    paths: Annotated[list[str], typer.Argument(help="ClickMe's TFRecord files, their folder, or globs.")],
+    model: Model,
+    weights: Weights = "published",
+    dcls: Dcls = False,
+    method: Annotated[Literal["grad_cam", "threshold_grad_cam"], typer.Option(help="The study's method.")] = "grad_cam",
+    protocol: Annotated[
+        Literal["aligned", "published", "both"],
+        typer.Option(help="Compare the field that the model sees, or as the study did the whole picture."),
+    ] = "both",
+    batch_size: Annotated[int, typer.Option(help="Images at a time, over all devices.")] = 32,
+    num_classes: Annotated[int, typer.Option(help="How many classes the checkpoint has.")] = 1000,
+    out: Annotated[Path, typer.Option(help="The folder for results; the same command resumes there.")] = Path(
+        "results"
+    ),
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Count damaged records and go on.")] = False,
+) -> None:
+    """How well a model's maps agree with people's clicks: Spearman's correlation over the human ceiling."""
+    from dcls_jax.eval import clickme
+    from dcls_jax.eval.report import print_results
+    from dcls_jax.models import create_model
+
+    built = create_model(model, dcls=dcls, num_classes=num_classes, weights=weights)
+    name = f"{model}_dcls" if dcls else model
+    results = [
+        clickme.evaluate(
+            built,
+            paths,
+            method=method,
+            protocol=chosen,
+            batch_size=batch_size,
+            out=out / f"clickme-{name}-{method}-{chosen}",
+            skip_bad=skip_bad,
+            name=name,
+        )
+        for chosen in (("published", "aligned") if protocol == "both" else (protocol,))
+    ]
+    print_results(results)
+    print(f"results: {out}")
+
+
+@app.command()
+def models() -> None:
+    """List the models, what they cost, and what they are made for."""
+    from dcls_jax.models import list_models
+    from dcls_jax.models.describe import describe
+
+    table = Table(title="Models; multiply-adds and explained activation for one image")
+    for column in ("model", "parameters", "GMACs", "activation", "resize, crop", "published checkpoint"):
+        table.add_column(column, justify="right" if column in ("parameters", "GMACs") else "left", overflow="fold")
+    for name in track(list_models(), description="", console=Console(stderr=True), transient=True):
+        for dcls in (False, True):
+            it = describe(name, dcls=dcls)
+            table.add_row(
+                f"{name} --dcls" if dcls else name,
+                f"{it.parameters:,}",
+                f"{it.macs / 1e9:.2f}",
+                "x".join(map(str, it.activation)),
+                f"{it.transform.resize}, {it.transform.crop}",
+                it.checkpoint or "none",
+            )
+    Console().print(table)
+
+
+def run(command: typer.Typer) -> None:
+    """Run a command line: errors of use and of data in one line, exit code 1; Ctrl-C ends with 130."""
+    try:
+        command()
+    except (ValueError, OSError) as error:
+        Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("stopped; the same command goes on from here", style="yellow")
+        sys.exit(130)
+
+
+def main() -> None:
+    """The entry point of `dcls-jax`."""
+    run(app)

@@ -1,0 +1,287 @@
+"""Human alignment on ClickMe: Spearman's correlation of a model's maps with the heatmaps of people's clicks.
+
+Protocol of Fel et al. 2022 (serre-lab/Harmonization), with the model side of the DCLS study (arXiv 2408.03164): the
+label is explained, ranks are averaged over ties, the score is the mean over images divided by the human ceiling.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from os import PathLike
+from pathlib import Path
+from typing import Literal
+
+import grain
+import jax
+import numpy as np
+import simplejpeg
+from flax import nnx
+from google.protobuf.message import DecodeError
+from jax import Array
+from PIL import Image
+from tensorflow_datasets.proto import tf_example_pb2
+
+from dcls_jax.cam import study_maps
+from dcls_jax.eval.rank import spearman
+from dcls_jax.eval.records import Paths, RecordError, Records
+from dcls_jax.eval.results import ResultsFolder
+from dcls_jax.eval.runner import Runner
+from dcls_jax.freeze import freeze
+from dcls_jax.models import Backbone, Transform
+
+HUMAN_CEILING = 0.65753  # mean correlation of one half of the people with the other
+SIZE = 224  # side of the images and of all maps compared
+
+_BLUR_INPUT, _BLUR_TAPS, _BLUR_SIGMA = 64, 10, 10.0
+
+Protocol = Literal["aligned", "published"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One picture with what people clicked on: image (224, 224, 3), 0 to 255, and heatmap (224, 224), both float32."""
+
+    image: np.ndarray
+    heatmap: np.ndarray
+    label: int
+    file: Path
+    record: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """Scores of one model: `per_image` (float32, in data order) is NaN where an image was skipped or could not be read.
+
+    skipped: images whose map, or human heatmap, is constant or not finite; they have no rank correlation.
+    bad_records: one line for each record that could not be read, and for each file that was cut short.
+    """
+
+    name: str
+    method: str
+    protocol: str
+    per_image: np.ndarray
+    skipped: int
+    bad_records: tuple[str, ...]
+    seconds: float
+
+    @property
+    def images(self) -> int:
+        """How many images count."""
+        return int(np.isfinite(self.per_image).sum())
+
+    @property
+    def mean_spearman(self) -> float:
+        """Mean over the images that count; NaN if none does."""
+        return float(np.nanmean(self.per_image, dtype=np.float64)) if self.images else math.nan
+
+    @property
+    def alignment(self) -> float:
+        """The published score: `mean_spearman` as a share of the human ceiling, 0.65753."""
+        return self.mean_spearman / HUMAN_CEILING
+
+
+def load(paths: Paths, *, skip_bad: bool = False) -> grain.MapDataset[Sample]:
+    """ClickMe records as the original loader presents them: a grain dataset of `Sample`, in data order.
+
+    paths: a record file, a glob, a folder of *.tfrecords, or a list of these. skip_bad: leave out what cannot be read.
+    Raises FileNotFoundError, and RecordError naming file and record (at once, or when the record is reached).
+    """
+    records = Records(paths, skip_bad=skip_bad)
+
+    def read(index: int) -> Sample | None:
+        try:
+            image, heatmap, label = _decode(records, index)
+        except RecordError:
+            if skip_bad:
+                return None  # grain leaves it out
+            raise
+        return Sample(image, _human_map(heatmap, *_human_axes(None)), label, *records.place(index))
+
+    return grain.MapDataset.source(range(len(records))).map(read)
+
+
+def evaluate(
+    model: Backbone,
+    paths: Paths,
+    *,
+    method: str = "grad_cam",
+    protocol: Protocol = "aligned",
+    transform: Transform | None = None,
+    batch_size: int = 32,
+    out: str | PathLike[str] | None = None,
+    skip_bad: bool = False,
+    name: str | None = None,
+    progress: bool = True,
+) -> Result:
+    """Alignment of a model's maps with people's, on all devices of all hosts.
+
+    method: "grad_cam" or "threshold_grad_cam", as the study computes them.
+    protocol: the model sees `transform`'s resize and central crop of the 224 x 224 image. "published" compares its map
+        with the whole heatmap all the same, as the study did; "aligned" compares it with the heatmap's part that the
+        model saw, resized and cropped (bilinear) like the image. They differ only where the transform crops.
+    transform: the model's own unless given.
+    batch_size: over all devices of a host together; part of what makes a run repeatable to the bit.
+    out: a folder for the results as they come; the same call goes on where a killed one stopped. Needed on many hosts.
+    skip_bad: count records that cannot be read and go on, instead of RecordError.
+    name: what reports call the model; its class unless given.
+
+    Raises ValueError (unknown method or protocol, batch size that the devices cannot share), FileNotFoundError,
+    RecordError (naming file and record), ResultsError (`out` holds another run's results, or damaged ones).
+    """
+    if protocol not in ("aligned", "published"):
+        raise ValueError(f"protocol (={protocol!r}) must be 'aligned' or 'published'")
+    transform = model.transform if transform is None else transform
+    name = type(model).__name__ if name is None else name
+    records = Records(paths, skip_bad=skip_bad)
+    model = freeze(model)
+    arguments = {
+        "evaluation": "clickme",
+        "name": name,
+        "method": method,
+        "protocol": protocol,
+        "transform": dataclasses.asdict(transform),
+        "batch_size": batch_size,
+        "skip_bad": skip_bad,
+    }
+    runner = Runner(
+        _scores(model, method),
+        nnx.state(model),
+        _reader(records, transform, protocol, skip_bad),
+        len(records),
+        batch_size=batch_size,
+        progress=progress,
+    )
+    data = [{"file": s.name, "bytes": s.size, "records": len(s.offsets)} for s in records.shards]
+    folder = None if out is None else ResultsFolder(out, {"arguments": arguments, "data": data} | runner.identity())
+    scores = runner.run(folder)
+    unread = [f"{path}, record {number}" for path, number in map(records.place, np.flatnonzero(scores["bad"]).tolist())]
+    result = Result(
+        name=name,
+        method=method,
+        protocol=protocol,
+        per_image=scores["spearman"],
+        skipped=int((~np.isfinite(scores["spearman"]) & ~scores["bad"]).sum()),
+        bad_records=(*unread, *records.damage),
+        seconds=runner.seconds,
+    )
+    if folder is not None:
+        folder.finish(_summary(result))
+    return result
+
+
+def _scores(model: Backbone, method: str) -> Callable[[nnx.State, dict[str, Array]], dict[str, Array]]:
+    graph = nnx.graphdef(model)
+
+    def scores(state: nnx.State, batch: dict[str, Array]) -> dict[str, Array]:
+        maps = study_maps(nnx.merge(graph, state), batch["image"], batch["label"], method=method, size=SIZE)
+        rho = jax.vmap(spearman)(maps, batch["heatmap"])
+        return {"spearman": jax.numpy.where(batch["bad"], jax.numpy.nan, rho), "bad": batch["bad"]}
+
+    return scores
+
+
+def _reader(
+    records: Records, transform: Transform, protocol: Protocol, skip_bad: bool
+) -> Callable[[int], dict[str, np.ndarray]]:
+    axes = _human_axes(transform if protocol == "aligned" else None)
+    nothing = (np.zeros((SIZE, SIZE, 3), np.float32), np.zeros((SIZE, SIZE), np.float32), 0)
+
+    def read(index: int) -> dict[str, np.ndarray]:
+        bad = False
+        try:
+            image, heatmap, label = _decode(records, index)
+        except RecordError:
+            if not skip_bad:
+                raise
+            bad, (image, heatmap, label) = True, nothing
+        return {
+            "image": transform(Image.fromarray(image.astype(np.uint8))),  # truncated, as the study did
+            "heatmap": _human_map(heatmap, *axes),
+            "label": np.asarray(label, np.int32),
+            "bad": np.asarray(bad),
+        }
+
+    return read
+
+
+def _decode(records: Records, index: int) -> tuple[np.ndarray, np.ndarray, int]:
+    """One record: image (224, 224, 3) float32, heatmap as stored (H, W) float32, label."""
+    try:
+        features = tf_example_pb2.Example.FromString(records[index]).features.feature
+        label = int(features["label"].int64_list.value[0])
+        # libjpeg's fast integer transform, as TensorFlow decodes by default
+        image = simplejpeg.decode_jpeg(features["image"].bytes_list.value[0], "RGB", fastdct=True)
+        heatmap = simplejpeg.decode_jpeg(features["heatmap"].bytes_list.value[0], "GRAY", fastdct=True)[..., 0]
+    except (DecodeError, IndexError, ValueError) as error:
+        if isinstance(error, RecordError):
+            raise
+        path, number = records.place(index)
+        raise RecordError(f"{path}, record {number}: not a ClickMe example ({error})") from error
+    image = _resize(_resize(image.astype(np.float32), SIZE, axis=0), SIZE, axis=1)
+    return image, heatmap.astype(np.float32), label
+
+
+def _human_map(heatmap: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """The comparable map (224, 224): everything after the first resize is linear and one matrix per axis."""
+    small = _resize(_resize(heatmap, _BLUR_INPUT, axis=0), _BLUR_INPUT, axis=1)
+    return rows @ small @ columns.T
+
+
+@lru_cache
+def _human_axes(field: Transform | None) -> tuple[np.ndarray, np.ndarray]:
+    """(224, 64) for rows and for columns: blur, resize to 224, and then the part that `field` keeps, at 224 again.
+
+    The original blur has an even number of taps: rows reach 4 back and 5 ahead around the peak, columns peak one ahead,
+    which shifts the map left by one pixel of 64 (Harmonization, common/blur.py).
+    """
+    offsets = np.arange(_BLUR_TAPS) - (_BLUR_TAPS - 1) // 2
+    axes = (_frame(_resize(_blur(offsets, peak), SIZE, axis=0), field) for peak in (0, 1))
+    rows, columns = (axis.astype(np.float32) for axis in axes)
+    return rows, columns
+
+
+def _blur(offsets: np.ndarray, peak: int) -> np.ndarray:
+    """Correlation with a Gaussian over `offsets`, zeros beyond the border, as a matrix (64, 64)."""
+    taps = np.exp(-((offsets - peak) ** 2) / (2 * _BLUR_SIGMA**2))
+    taps /= taps.sum()
+    matrix = np.zeros((_BLUR_INPUT, _BLUR_INPUT))
+    for offset, tap in zip(offsets, taps, strict=True):
+        matrix += tap * np.eye(_BLUR_INPUT, k=offset)
+    return matrix
+
+
+def _frame(x: np.ndarray, field: Transform | None) -> np.ndarray:
+    """The first axis of a 224-pixel image as `field` frames it (`Transform.framed`), at 224 again."""
+    if field is None:
+        return x
+    start = round((field.resize - field.crop) / 2)
+    return _resize(_resize(x, field.resize, axis=0)[start : start + field.crop], SIZE, axis=0)
+
+
+def _resize(x: np.ndarray, size: int, axis: int) -> np.ndarray:
+    """Bilinear along one axis, pixel centres at half, no antialiasing: `tf.image.resize`."""
+    low, high, fraction = _taps(x.shape[axis], size)
+    below, above = x.take(low, axis), x.take(high, axis)
+    weight = fraction.astype(x.dtype).reshape(-1, *[1] * (x.ndim - 1 - axis))
+    return below + (above - below) * weight
+
+
+@cache
+def _taps(old: int, new: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    half = np.float32(0.5)  # in float32, as TensorFlow does it: 255 levels times its rounding would show
+    centre = (np.arange(new, dtype=np.float32) + half) * np.float32(old / new) - half
+    low = np.floor(centre).astype(np.intp)
+    return low.clip(0), (low + 1).clip(max=old - 1), centre - low.astype(np.float32)
+
+
+def _summary(result: Result) -> dict[str, object]:
+    return {
+        "alignment": result.alignment,
+        "mean_spearman": result.mean_spearman,
+        "images": result.images,
+        "skipped": result.skipped,
+        "bad_records": list(result.bad_records),
+        "seconds": result.seconds,
+    }

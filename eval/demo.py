@@ -1,0 +1,59 @@
+"""The main job in miniature, offline: two small models and a drawn sample in ClickMe's format, both in the package."""
+
+import json
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from dcls_jax.cam import overlay, save_grid, study_maps
+from dcls_jax.cam.explain import STUDY
+from dcls_jax.cam.postprocess import normalise
+from dcls_jax.eval import clickme
+from dcls_jax.layers import DclsConfig
+from dcls_jax.models import Backbone, create_model, load_weights, preprocess
+
+SAMPLE = Path(__file__).parent / "sample"
+
+
+def sample_models() -> dict[str, Backbone]:
+    """The two ConvNeXts of the sample, trained by examples/train_sample.py, by name."""
+    trained = json.loads((SAMPLE / "training.json").read_text())["models"]
+    models = {}
+    for name, spec in trained.items():
+        dcls = DclsConfig(**spec["dcls"]) if spec["dcls"] else False
+        config = {"depths": tuple(spec["depths"]), "dims": tuple(spec["dims"]), "num_classes": spec["num_classes"]}
+        models[name] = load_weights(create_model("convnext_tiny", dcls=dcls, **config), SAMPLE / name)
+    return models
+
+
+def run(out: Path, *, pictures: int = 6) -> list[clickme.Result]:
+    """Evaluate both models and both methods of the study on the sample, and draw maps of its first pictures.
+
+    out: the folder for a results folder per evaluation and `maps.png`; a killed run goes on where it stopped.
+    """
+    models = sample_models()
+    results = [
+        clickme.evaluate(model, SAMPLE, method=method, out=out / f"{name}-{method}", name=name)
+        for name, model in models.items()
+        for method in STUDY
+    ]
+    draw(out / "maps.png", models, pictures)
+    return results
+
+
+def draw(path: Path, models: dict[str, Backbone], pictures: int) -> None:
+    """A grid of the sample's first pictures: as the models see them, then under the human heatmap and each map."""
+    samples = list(islice(clickme.load(SAMPLE), pictures))
+    frame = next(iter(models.values())).transform.framed
+    images = [Image.fromarray(sample.image.astype(np.uint8)) for sample in samples]
+    seen = [np.asarray(frame(image)) for image in images]
+    human = [np.asarray(frame(Image.fromarray(sample.heatmap))) for sample in samples]
+    columns = {"image": seen, "human": [overlay(s, np.asarray(normalise(h))) for s, h in zip(seen, human, strict=True)]}
+    labels = [sample.label for sample in samples]
+    for name, model in models.items():
+        for method in STUDY:
+            maps = normalise(study_maps(model, preprocess(images, model), labels, method=method))
+            columns[f"{name}\n{method}"] = [overlay(s, np.asarray(m)) for s, m in zip(seen, maps, strict=True)]
+    save_grid(path, list(zip(*columns.values(), strict=True)), column_titles=list(columns))

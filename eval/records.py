@@ -1,0 +1,142 @@
+"""TFRecord files as one random-access array of records, checked, without TensorFlow."""
+
+import glob
+import os
+import re
+import struct
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from os import PathLike
+from pathlib import Path
+
+import google_crc32c
+
+Paths = str | PathLike[str] | Sequence[str | PathLike[str]]
+
+_HEADER = struct.Struct("<QI")  # length of the data, masked checksum of the length's eight bytes
+_FOOTER = struct.Struct("<I")  # masked checksum of the data
+
+
+class RecordError(ValueError):
+    """A damaged record; the message names the file, the record's number in it (from 0) and what is wrong."""
+
+
+def find_shards(paths: Paths) -> list[Path]:
+    """The record files that `paths` means: a file, a glob, a folder (its *.tfrecords), or a list of these.
+
+    A list keeps its order; what a glob or folder finds is in natural order (val-2 before val-10).
+    Raises FileNotFoundError, naming the entry, where nothing is found.
+    """
+    entries = [paths] if isinstance(paths, str | PathLike) else paths
+    shards = [shard for entry in entries for shard in _expand(os.fspath(entry))]
+    if not shards:
+        raise FileNotFoundError("no record files given")
+    return shards
+
+
+def _expand(entry: str) -> list[Path]:
+    if os.path.isfile(entry):
+        return [Path(entry)]
+    pattern = os.path.join(glob.escape(entry), "*.tfrecords") if os.path.isdir(entry) else entry
+    found = sorted(glob.glob(pattern), key=_natural)
+    if not found:
+        raise FileNotFoundError(f"no record files at {pattern}")
+    return [Path(path) for path in found]
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One record file: where its readable records begin, and what ended it early, if anything did."""
+
+    path: Path
+    size: int  # bytes
+    offsets: tuple[int, ...]
+    damage: str | None
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+
+def index_shard(path: Path) -> Shard:
+    """Find the records of one file by reading their headers only; damage that hides the rest ends the index."""
+    size, offset, offsets, damage = path.stat().st_size, 0, [], None
+    with path.open("rb") as file:
+        while offset < size and damage is None:
+            file.seek(offset)
+            header = file.read(_HEADER.size)
+            damage = _header_damage(header, size - offset)
+            if damage is None:
+                offsets.append(offset)
+                offset += _HEADER.size + _HEADER.unpack(header)[0] + _FOOTER.size
+    where = f"{path}, record {len(offsets)}: {damage}" if damage else None
+    return Shard(path, size, tuple(offsets), where)
+
+
+def _header_damage(header: bytes, remaining: int) -> str | None:
+    if len(header) < _HEADER.size:
+        return "the file ends inside the record's header"
+    length, checksum = _HEADER.unpack(header)
+    if _masked_crc(header[:8]) != checksum:
+        return "the checksum of the record's length is wrong"
+    if _HEADER.size + length + _FOOTER.size > remaining:
+        return "the file ends inside the record"
+    return None
+
+
+class Records:
+    """The records of many files as one sequence of bytes, in the order of the files: a grain random-access source.
+
+    skip_bad False: RecordError at once if a file is truncated or loses its thread. True: such a file's readable records
+    are kept and `damage` says what was lost. A record whose own data is damaged raises RecordError when it is read.
+    """
+
+    def __init__(self, paths: Paths, *, skip_bad: bool = False) -> None:
+        self.shards = [index_shard(path) for path in find_shards(paths)]
+        self.damage = [shard.damage for shard in self.shards if shard.damage]
+        if self.damage and not skip_bad:
+            raise RecordError(self.damage[0])
+
+    @cached_property
+    def _places(self) -> list[tuple[Shard, int]]:
+        return [(shard, number) for shard in self.shards for number in range(len(shard.offsets))]
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __repr__(self) -> str:
+        return f"Records({[str(shard.path) for shard in self.shards]})"
+
+    def place(self, index: int) -> tuple[Path, int]:
+        """The file of a record and its number there."""
+        shard, number = self._places[index]
+        return shard.path, number
+
+    def __getitem__(self, index: int) -> bytes:
+        shard, number = self._places[index]
+        with shard.path.open("rb") as file:  # opened anew: any number of threads may read at once
+            file.seek(shard.offsets[number])
+            length, _ = _HEADER.unpack(file.read(_HEADER.size))
+            data, footer = file.read(length), file.read(_FOOTER.size)
+        if len(footer) < _FOOTER.size or _masked_crc(data) != _FOOTER.unpack(footer)[0]:
+            raise RecordError(f"{shard.path}, record {number}: the checksum of the record's data is wrong")
+        return data
+
+
+def write_records(path: str | PathLike[str], records: Iterable[bytes]) -> None:
+    """Write a TFRecord file."""
+    with open(path, "wb") as file:
+        for data in records:
+            length = struct.pack("<Q", len(data))
+            file.write(length + _FOOTER.pack(_masked_crc(length)) + data + _FOOTER.pack(_masked_crc(data)))
+
+
+def _masked_crc(data: bytes) -> int:
+    """CRC-32C, rotated and shifted by a constant, as TFRecord stores it (tensorflow/core/lib/hash/crc32c.h)."""
+    crc = google_crc32c.value(data)
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF

@@ -1,0 +1,66 @@
+"""What a model is, without its weights: size, cost, the activation that is explained."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.extend.core import jaxprs_in_params
+
+from dcls_jax.freeze import freeze
+from dcls_jax.models.create import create_model
+from dcls_jax.models.preprocess import Transform
+from dcls_jax.models.published import CHECKPOINTS
+
+
+@dataclass(frozen=True)
+class Description:
+    """A model, for one image: `macs` are multiply-adds of convolutions (dense), linear layers and attention."""
+
+    name: str
+    dcls: bool
+    parameters: int
+    macs: int
+    activation: tuple[int, ...]
+    transform: Transform
+    checkpoint: str | None
+
+
+def describe(name: str, *, dcls: bool, size: int | None = None) -> Description:
+    """Describe a model at images of `size` x `size` pixels (its own unless given). ValueError: unknown name."""
+    model = nnx.eval_shape(lambda: create_model(name, dcls=dcls))
+    side = model.transform.crop if size is None else size
+    image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+    frozen = nnx.eval_shape(freeze, model)
+    jaxpr = jax.make_jaxpr(lambda model, image: model(image))(frozen, image)
+    published = CHECKPOINTS.get((name, dcls))
+    return Description(
+        name,
+        dcls,
+        sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))),
+        _macs(jaxpr.jaxpr),
+        jax.eval_shape(lambda model, image: model.features(image), model, image).shape[1:],
+        model.transform,
+        None if published is None else published.file,
+    )
+
+
+def _macs(jaxpr: Any) -> int:
+    total = 0
+    for equation in jaxpr.eqns:
+        shapes = [v.aval.shape for v in equation.invars]
+        out = math.prod(equation.outvars[0].aval.shape)
+        match equation.primitive.name:
+            case "jit" if equation.params["name"] == "_depthwise":
+                total += out * math.prod(shapes[1][:2])
+            case "conv_general_dilated":
+                out_axis = equation.params["dimension_numbers"].rhs_spec[0]
+                total += out * math.prod(shapes[1]) // shapes[1][out_axis]
+            case "dot_general":
+                (contracted, _), _ = equation.params["dimension_numbers"]
+                total += out * math.prod(shapes[0][axis] for axis in contracted)
+            case _:
+                total += sum(_macs(inner) for inner in jaxprs_in_params(equation.params))
+    return total

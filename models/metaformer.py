@@ -1,0 +1,238 @@
+"""CAFormer and ConvFormer (arXiv 2210.13452, sail-sg/metaformer), and with DCLS in their separable convolutions."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from dcls_jax.layers import Conv, DclsConfig, Positions
+from dcls_jax.models.backbone import Backbone, Layer, drop_path_rates, stochastic_depth
+from dcls_jax.models.depthwise import depthwise, shared_positions
+from dcls_jax.models.preprocess import Transform
+
+TRANSFORM = Transform(resize=224, crop=224)
+HEAD_DIM = 32
+Mixer = Literal["convolution", "attention"]
+
+
+@dataclass(frozen=True)
+class MetaFormerConfig:
+    """depths, dims and token_mixers of the stages; dcls replaces the 7x7 depthwise convolutions."""
+
+    depths: tuple[int, ...]
+    dims: tuple[int, ...]
+    token_mixers: tuple[Mixer, ...]
+    num_classes: int = 1000
+    dcls: DclsConfig | None = None
+    drop_path_rate: float = 0.0
+    transform: Transform = TRANSFORM
+
+    def __post_init__(self) -> None:
+        mixers = get_args(Mixer)
+        if len(self.token_mixers) != len(self.depths) or not set(self.token_mixers) <= set(mixers):
+            message = f"must name {' or '.join(mixers)} for each of the {len(self.depths)} stages"
+            raise ValueError(f"token_mixers (={self.token_mixers}) {message}")
+
+
+_normal = jax.nn.initializers.normal(0.02)  # the original truncates too, a hundred deviations out
+
+
+def _norm(dim: int, rngs: nnx.Rngs, *, bias: bool = False, epsilon: float = 1e-6) -> nnx.LayerNorm:
+    return nnx.LayerNorm(dim, epsilon=epsilon, use_bias=bias, use_fast_variance=False, rngs=rngs)
+
+
+def _linear(in_dim: int, out_dim: int, rngs: nnx.Rngs, *, bias: bool = False) -> nnx.Linear:
+    return nnx.Linear(in_dim, out_dim, use_bias=bias, kernel_init=_normal, rngs=rngs)
+
+
+def _conv(in_dim: int, out_dim: int, size: int, stride: int, padding: int, rngs: nnx.Rngs) -> Conv:
+    zeros = jax.nn.initializers.zeros
+    return Conv(
+        in_dim, out_dim, (size, size), stride=stride, padding=padding, kernel_init=_normal, bias_init=zeros, rngs=rngs
+    )
+
+
+class StarReLU(nnx.Module):
+    """s * relu(x)**2 + b, with learned numbers s and b."""
+
+    def __init__(self) -> None:
+        self.scale = nnx.Param(jnp.ones(1))
+        self.bias = nnx.Param(jnp.zeros(1))
+
+    def __call__(self, x: Array) -> Array:
+        return self.scale[...] * jnp.square(jax.nn.relu(x)) + self.bias[...]
+
+
+class Scale(nnx.Module):
+    """A learned factor for each channel."""
+
+    def __init__(self, dim: int):
+        self.scale = nnx.Param(jnp.ones(dim))
+
+    def __call__(self, x: Array) -> Array:
+        return self.scale[...] * x
+
+
+class SepConv(nnx.Module):
+    """Inverted separable convolution (arXiv 1801.04381): a depthwise one, at twice the width, between linear layers."""
+
+    def __init__(self, dim: int, dcls: DclsConfig | None, *, rngs: nnx.Rngs):
+        self.pwconv1 = _linear(dim, 2 * dim, rngs)
+        self.act1 = StarReLU()
+        self.dwconv = depthwise(2 * dim, dcls, bias=False, kernel_init=_normal, rngs=rngs)
+        self.pwconv2 = _linear(2 * dim, dim, rngs)
+
+    def __call__(self, x: Array, positions: Positions | None) -> Array:
+        return self.pwconv2(self.dwconv(self.act1(self.pwconv1(x)), positions))
+
+
+class Attention(nnx.Module):
+    """Self-attention between all pixels (arXiv 1706.03762), in heads of 32 channels."""
+
+    def __init__(self, dim: int, *, rngs: nnx.Rngs):
+        inner = HEAD_DIM * max(1, dim // HEAD_DIM)
+        self.qkv = _linear(dim, 3 * inner, rngs)
+        self.proj = _linear(inner, dim, rngs)
+
+    def __call__(self, x: Array, positions: Positions | None = None) -> Array:
+        """x (B, H, W, C) -> the same shape. Attention has no use for positions."""
+        b, h, w, _ = x.shape
+        q, k, v = jnp.unstack(self.qkv(x).reshape(b, h * w, 3, -1, HEAD_DIM), axis=2)
+        return self.proj(jax.nn.dot_product_attention(q, k, v).reshape(b, h, w, -1))
+
+
+class Mlp(nnx.Module):
+    def __init__(self, dim: int, *, rngs: nnx.Rngs):
+        self.fc1 = _linear(dim, 4 * dim, rngs)
+        self.act = StarReLU()
+        self.fc2 = _linear(4 * dim, dim, rngs)
+
+    def __call__(self, x: Array) -> Array:
+        return self.fc2(self.act(self.fc1(x)))
+
+
+class MlpHead(nnx.Module):
+    """Classifier with a hidden layer, activated by squared ReLU (arXiv 2109.08668)."""
+
+    def __init__(self, dim: int, num_classes: int, *, rngs: nnx.Rngs):
+        self.fc1 = _linear(dim, 4 * dim, rngs, bias=True)
+        self.norm = _norm(4 * dim, rngs, bias=True, epsilon=1e-5)
+        self.fc2 = _linear(4 * dim, num_classes, rngs, bias=True)
+
+    def __call__(self, x: Array) -> Array:
+        return self.fc2(self.norm(jnp.square(jax.nn.relu(self.fc1(x)))))
+
+
+class Block(nnx.Module):
+    """Tokens are mixed, then channels; `res_scale` lets the residual stream be scaled (arXiv 2110.09456)."""
+
+    def __init__(
+        self, dim: int, mixer: Mixer, dcls: DclsConfig | None, drop_path: float, res_scale: bool, *, rngs: nnx.Rngs
+    ):
+        self.norm1 = _norm(dim, rngs)
+        self.token_mixer = Attention(dim, rngs=rngs) if mixer == "attention" else SepConv(dim, dcls, rngs=rngs)
+        self.res_scale1 = Scale(dim) if res_scale else nnx.identity
+        self.norm2 = _norm(dim, rngs)
+        self.mlp = Mlp(dim, rngs=rngs)
+        self.res_scale2 = Scale(dim) if res_scale else nnx.identity
+        self.drop_path = stochastic_depth(drop_path, rngs)
+
+    def __call__(self, x: Array, positions: Positions | None) -> Array:
+        x = self.res_scale1(x) + self.drop_path(self.token_mixer(self.norm1(x), positions))
+        return self.res_scale2(x) + self.drop_path(self.mlp(self.norm2(x)))
+
+
+class Stem(nnx.Module):
+    def __init__(self, dim: int, *, rngs: nnx.Rngs):
+        self.conv = _conv(3, dim, 7, 4, 2, rngs)
+        self.norm = _norm(dim, rngs)
+
+    def __call__(self, images: Array) -> Array:
+        return self.norm(self.conv(images))
+
+
+class Downsample(nnx.Module):
+    def __init__(self, in_dim: int, out_dim: int, *, rngs: nnx.Rngs):
+        self.norm = _norm(in_dim, rngs)
+        self.conv = _conv(in_dim, out_dim, 3, 2, 1, rngs)
+
+    def __call__(self, x: Array) -> Array:
+        return self.conv(self.norm(x))
+
+
+class Stage(nnx.Module):
+    """Blocks of equal width; with DCLS, separable convolutions place their elements at the stage's `positions`."""
+
+    def __init__(
+        self,
+        downsample: Downsample | None,
+        dim: int,
+        mixer: Mixer,
+        dcls: DclsConfig | None,
+        drop_paths: list[float],
+        res_scale: bool,
+        *,
+        rngs: nnx.Rngs,
+    ):
+        self.downsample = downsample
+        self.positions = None if mixer == "attention" else shared_positions(dcls, 2 * dim, 1, rngs)
+        self.blocks = nnx.List(Block(dim, mixer, dcls, rate, res_scale, rngs=rngs) for rate in drop_paths)
+
+
+class MetaFormer(Backbone):
+    checkpoint_renames = (
+        # sail-sg/metaformer
+        (r"^downsample_layers\.0\.conv\.", "stem.conv."),
+        (r"^downsample_layers\.0\.post_norm\.", "stem.norm."),
+        (r"^downsample_layers\.(\d+)\.conv\.", r"stages.\1.downsample.conv."),
+        (r"^downsample_layers\.(\d+)\.pre_norm\.", r"stages.\1.downsample.norm."),
+        (r"^stages\.(\d+)\.(\d+)\.", r"stages.\1.blocks.\2."),
+        # timm, whose head.norm is the norm before the original's head
+        (r"^head\.norm\.", "norm.", r"^stem\."),
+        # both
+        (r"^head\.(?:fc\.)?(fc1|norm|fc2)\.", r"fc.\1."),
+        (r"\.scale$", ".weight"),
+    )
+
+    def __init__(self, config: MetaFormerConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.transform = config.transform
+        dims = config.dims
+        self.stem = Stem(dims[0], rngs=rngs)
+        self.stages = nnx.List(
+            Stage(
+                Downsample(dims[i - 1], dims[i], rngs=rngs) if i else None,
+                dims[i],
+                config.token_mixers[i],
+                config.dcls,
+                rates,
+                i >= 2,
+                rngs=rngs,
+            )
+            for i, rates in enumerate(drop_path_rates(config.drop_path_rate, config.depths))
+        )
+        self.norm = _norm(dims[-1], rngs, bias=True)
+        self.fc = MlpHead(dims[-1], config.num_classes, rngs=rngs)
+
+    def layers(self) -> list[Layer]:
+        layers: list[Layer] = [("stem", self.stem)]
+        for i, stage in enumerate(self.stages):
+            if stage.downsample is not None:
+                layers.append((f"stages.{i}.downsample", stage.downsample))
+            for j, block in enumerate(stage.blocks):
+                layers.append((f"stages.{i}.blocks.{j}", partial(block, positions=stage.positions)))
+        return layers
+
+    def classify(self, features: Array) -> Array:
+        return self.fc(self.norm(features.mean((1, 2))))
+
+
+VARIANTS = {
+    "caformer_s18": MetaFormerConfig((3, 3, 9, 3), (64, 128, 320, 512), ("convolution",) * 2 + ("attention",) * 2),
+    "convformer_s18": MetaFormerConfig((3, 3, 9, 3), (64, 128, 320, 512), ("convolution",) * 4),
+}
+DCLS = {"caformer_s18": DclsConfig(34, 17, "v1"), "convformer_s18": DclsConfig(40, 17, "v1")}

@@ -1,0 +1,42 @@
+"""Records that the tests of eval/ share."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import tiny
+
+from dcls_jax.eval import clickme
+from dcls_jax.eval.records import write_records
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two shards, 15 and 5 records; record 4 of the first has a constant heatmap."""
+    folder = tmp_path_factory.mktemp("clickme")
+    for name, numbers in (("val-2", range(15)), ("val-10", range(15, 20))):
+        write_records(folder / f"{name}.tfrecords", [tiny.example(i, constant_heatmap=i == 4) for i in numbers])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def whole(shards: Path) -> clickme.Result:
+    """The undisturbed evaluation of `shards`."""
+    return tiny.evaluate(shards)
+
+
+@pytest.fixture
+def run_tiny() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run tiny.py as a program of its own."""
+
+    def run(
+        records: Path, out: Path | str = "", kill_after: str = "", flags: str = ""
+    ) -> subprocess.CompletedProcess[str]:
+        environment = os.environ | {"JAX_DEFAULT_MATMUL_PRECISION": "highest", "XLA_FLAGS": flags}
+        command = [sys.executable, tiny.__file__, str(records), str(out), kill_after]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+
+    return run

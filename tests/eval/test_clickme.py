@@ -1,0 +1,143 @@
+"""The ClickMe evaluation: the original loader, the study's scores, and everything that data can do to a run."""
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+from scipy import stats
+
+from dcls_jax import DclsConfig
+from dcls_jax.cam import study_maps
+from dcls_jax.eval import clickme
+from dcls_jax.eval.records import RecordError, write_records
+from dcls_jax.models import Transform, create_model, load_weights
+
+
+def test_loader_is_the_original(data: Path) -> None:
+    expected = np.load(data / "clickme" / "loader_expected.npz")
+    samples = list(clickme.load(data / "clickme" / "val-0.tfrecords"))
+    assert [sample.label for sample in samples] == expected["labels"].tolist()
+    assert [sample.record for sample in samples] == list(range(32))
+    for sample, image, heatmap in zip(samples[:3], expected["images"], expected["heatmaps"], strict=True):
+        np.testing.assert_allclose(sample.image, image, atol=1e-4)
+        np.testing.assert_allclose(sample.heatmap, heatmap, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["grad_cam", "threshold_grad_cam"])
+def test_study_scores(data: Path, method: str) -> None:
+    model = create_model(
+        "convnext_tiny",
+        dcls=DclsConfig(kernel_count=12, dilated_kernel_size=17, version="v0"),
+        depths=(1, 1, 2, 1),
+        dims=(8, 16, 24, 32),
+    )
+    model = load_weights(model, data / "clickme" / "convnext.weights.safetensors")
+    expected = json.loads((data / "clickme" / "expected_scores.json").read_text())["scores"][f"convnext/{method}"]
+    result = clickme.evaluate(
+        model, data / "clickme", method=method, protocol="published", batch_size=16, progress=False
+    )
+    np.testing.assert_allclose(result.per_image, expected["per_image_spearman"], atol=1e-3)
+    assert result.alignment == pytest.approx(expected["alignment_score"], abs=2e-4)
+    assert (result.images, result.skipped, result.bad_records) == (32, 0, ())
+
+
+def test_padding_and_constant_maps_do_not_count(shards: Path, whole: clickme.Result) -> None:
+    assert whole.per_image.shape == (20,)
+    assert np.flatnonzero(np.isnan(whole.per_image)).tolist() == [4]
+    assert (whole.images, whole.skipped, whole.bad_records) == (19, 1, ())
+    assert whole.mean_spearman == pytest.approx(np.delete(whole.per_image, 4).mean())
+    assert whole.alignment == pytest.approx(whole.mean_spearman / 0.65753)
+    np.testing.assert_allclose(tiny.evaluate(shards, batch_size=20).per_image, whole.per_image, atol=1e-6)
+
+
+def test_aligned_compares_the_part_that_the_model_saw(shards: Path, whole: clickme.Result) -> None:
+    model, sample = tiny.Tiny(), clickme.load(shards)[0]
+    pixels = model.transform(clickme.Image.fromarray(sample.image.astype(np.uint8)))
+    heatmap = np.asarray(study_maps(model, pixels[None], np.array([sample.label])))[0]
+    # centred on the same point, 224 / 256 of the field: 14 pixels less on every side, enlarged by 256 / 224
+    centre = (np.arange(224) + 0.5) * 224 / 256 + 14 - 0.5
+    part = np.stack([np.interp(centre, np.arange(224), row) for row in sample.heatmap])
+    part = np.stack([np.interp(centre, np.arange(224), column) for column in part.T], 1)
+    expected = stats.spearmanr(heatmap.ravel(), part.ravel()).statistic
+    assert whole.per_image[0] == pytest.approx(expected, abs=1e-3)
+
+
+def test_protocols_agree_where_nothing_is_cropped(shards: Path, whole: clickme.Result) -> None:
+    uncropped = {"transform": Transform(resize=224, crop=224)}
+    aligned, published = (tiny.evaluate(shards, protocol=p, **uncropped) for p in ("aligned", "published"))
+    np.testing.assert_allclose(aligned.per_image, published.per_image, atol=1e-6)
+    assert abs(tiny.evaluate(shards, protocol="published").alignment - whole.alignment) > 1e-4
+
+
+@pytest.fixture
+def damaged(tmp_path: Path) -> Path:
+    """Nine records: the third has a wrong checksum, the fifth is no example, the file ends inside the ninth."""
+    path = tmp_path / "val-0.tfrecords"
+    records = [tiny.example(i) if i != 4 else b"no example" for i in range(9)]
+    write_records(path, records)
+    content = bytearray(path.read_bytes())
+    content[sum(len(record) + 16 for record in records[:2]) + 100] ^= 1
+    path.write_bytes(content[:-10])
+    return path
+
+
+def test_bad_records_are_errors(damaged: Path, shards: Path) -> None:
+    with pytest.raises(RecordError, match=r"val-0\.tfrecords, record 8: the file ends"):
+        tiny.evaluate(damaged)
+    damaged.write_bytes(damaged.read_bytes() + b"\0" * 10)
+    with pytest.raises(RecordError, match=r"val-0\.tfrecords, record 2: the checksum of the record's data"):
+        tiny.evaluate(damaged)
+    with pytest.raises(RecordError, match=r"val-0\.tfrecords, record 4: not a ClickMe example"):
+        clickme.load(damaged)[4]
+
+
+def test_bad_records_are_counted_and_skipped(damaged: Path, tmp_path: Path) -> None:
+    write_records(tmp_path / "good.tfrecords", [tiny.example(i) for i in range(8)])
+    good, result = tiny.evaluate(tmp_path / "good.tfrecords"), tiny.evaluate(damaged, skip_bad=True)
+    assert np.flatnonzero(np.isnan(result.per_image)).tolist() == [2, 4]
+    np.testing.assert_array_equal(np.delete(result.per_image, [2, 4]), np.delete(good.per_image, [2, 4]))
+    assert (result.images, result.skipped, len(result.bad_records)) == (6, 0, 3)
+    assert [line.split(", record ")[1][0] for line in result.bad_records] == ["2", "4", "8"]
+    assert [sample.record for sample in clickme.load(damaged, skip_bad=True)] == [0, 1, 3, 5, 6, 7]
+
+
+def test_killed_run_resumes_to_the_bit(
+    shards: Path, tmp_path: Path, whole: clickme.Result, run_tiny: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    killed = run_tiny(shards, tmp_path / "run", kill_after="1")
+    assert killed.returncode == -9, killed.stderr
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
+        "part-000000.npz",
+        "part-000001.npz.tmp",
+        "run.json",
+    ]
+    kept = (tmp_path / "run" / "part-000000.npz").stat().st_mtime_ns
+    resumed = tiny.evaluate(shards, out=tmp_path / "run")
+    np.testing.assert_array_equal(resumed.per_image, whole.per_image)
+    assert (tmp_path / "run" / "part-000000.npz").stat().st_mtime_ns == kept
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["alignment"] == whole.alignment
+    assert not list((tmp_path / "run").glob("*.tmp"))
+
+
+def test_eight_devices_give_the_same_scores_and_no_tensorflow(
+    shards: Path, whole: clickme.Result, run_tiny: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    finished = run_tiny(shards, flags="--xla_force_host_platform_device_count=8")
+    assert finished.returncode == 0, finished.stderr
+    output = json.loads(finished.stdout)
+    assert output["devices"] == 8
+    assert not output["tensorflow"]
+    np.testing.assert_allclose(output["scores"], whole.per_image, atol=1e-5)
+
+
+def test_wrong_arguments(shards: Path) -> None:
+    with pytest.raises(ValueError, match=r"protocol \(='cropped'\) must be"):
+        tiny.evaluate(shards, protocol="cropped")
+    with pytest.raises(ValueError, match="not_a_method"):
+        tiny.evaluate(shards, method="not_a_method")
+    with pytest.raises(ValueError, match=r"batch_size \(=0\) must be a multiple"):
+        tiny.evaluate(shards, batch_size=0)

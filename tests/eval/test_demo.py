@@ -1,0 +1,33 @@
+"""The embedded sample and models, through the real evaluation."""
+
+import json
+
+import numpy as np
+from PIL import Image
+
+from dcls_jax.eval import demo
+
+
+def test_sample_fits_in_the_package():
+    records = sum(path.stat().st_size for path in demo.SAMPLE.glob("*.tfrecords"))
+    assert records <= 3e6
+    for name in demo.sample_models():
+        assert sum(path.stat().st_size for path in (demo.SAMPLE / name).rglob("*") if path.is_file()) < 2e6
+
+
+def test_trained_models_know_the_sample():
+    trained = json.loads((demo.SAMPLE / "training.json").read_text())["models"]
+    assert all(spec["held_out_accuracy"] > 0.9 for spec in trained.values())
+
+
+def test_demo_writes_scores_and_pictures(tmp_path):
+    results = demo.run(tmp_path, pictures=2)
+    assert len(results) == 4
+    for result in results:
+        assert result.images + result.skipped == len(result.per_image)
+        # Trained on the objects that the human heatmaps mark, both models look at them more than chance would.
+        assert result.mean_spearman > 0.1
+    with Image.open(tmp_path / "maps.png") as grid:
+        assert np.asarray(grid).std() > 20
+    again = demo.run(tmp_path, pictures=2)
+    assert [r.alignment for r in again] == [r.alignment for r in results]

@@ -1,0 +1,68 @@
+"""Ranks and Spearman's correlation against SciPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from dcls_jax.eval.rank import average_ranks, spearman
+
+N = 224 * 224
+
+
+def _maps() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    normal = rng.standard_normal(N)
+    coarse = jax.image.resize(jnp.asarray(rng.standard_normal((7, 7)), jnp.float32), (224, 224), "bilinear").ravel()
+    kinds = {
+        "normal": normal,
+        "floored": np.maximum(rng.random(N), 0.3),
+        "map": np.maximum(coarse, 0),
+        "few values": rng.integers(0, 3, N),
+        "one outlier": np.where(np.arange(N) == 7, 1e30, normal),
+        "many magnitudes": np.exp(15 * normal),
+        "largest floats": normal * np.finfo(np.float32).max / np.abs(normal).max(),
+    }
+    return {kind: np.asarray(values, np.float32) for kind, values in kinds.items()}
+
+
+MAPS = _maps()
+
+
+@pytest.mark.parametrize("kind", MAPS)
+def test_ranks_are_scipys_exactly(kind: str) -> None:
+    np.testing.assert_array_equal(jax.jit(average_ranks)(MAPS[kind]), stats.rankdata(MAPS[kind]))
+
+
+@pytest.mark.parametrize(
+    ("values", "ranks"), [([5.0], [1]), ([2, 1, 2, 0], [3.5, 2, 3.5, 1]), ([0.0, -0.0], [1.5, 1.5])]
+)
+def test_ranks_by_hand(values: list[float], ranks: list[float]) -> None:
+    np.testing.assert_array_equal(average_ranks(jnp.asarray(values, jnp.float32)), ranks)
+
+
+@pytest.mark.parametrize("size", [2, 3, 63, 64, 65, 4097])
+def test_ranks_at_any_size(size: int) -> None:
+    values = np.random.default_rng(size).integers(0, size, size).astype(np.float32)
+    np.testing.assert_array_equal(average_ranks(jnp.asarray(values)), stats.rankdata(values))
+
+
+def test_spearman_is_scipys_jitted_and_vmapped() -> None:
+    a = np.stack(list(MAPS.values()))
+    b = np.stack([MAPS["map"] + 0.1 * MAPS["normal"]] * len(a))
+    expected = [stats.spearmanr(x, y).statistic for x, y in zip(a, b, strict=True)]
+    np.testing.assert_allclose(jax.jit(jax.vmap(spearman))(a, b), expected, atol=1e-6)
+    np.testing.assert_allclose(spearman(jnp.asarray(a[2]), jnp.asarray(b[2])), expected[2], atol=1e-6)
+
+
+@pytest.mark.parametrize("filler", [0.3, np.nan])
+def test_a_map_without_ranks_gives_nan(filler: float) -> None:
+    ramp = jnp.arange(16.0).reshape(4, 4)
+    assert np.isnan(spearman(jnp.full((4, 4), filler), ramp))
+    assert np.isnan(spearman(ramp, ramp.at[1, 2].set(np.inf)))
+
+
+def test_shapes_must_agree() -> None:
+    with pytest.raises(ValueError, match=r"got \(2, 3\) and \(3, 2\)"):
+        spearman(jnp.zeros((2, 3)), jnp.zeros((3, 2)))

@@ -1,0 +1,87 @@
+"""What the tests of eval/ share: a model that compiles at once, records in ClickMe's format, and one evaluation.
+
+Also a program, `python tiny.py RECORDS OUT KILL_AFTER`, which prints its scores or dies by SIGKILL after some parts.
+"""
+
+import io
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from PIL import Image
+from tensorflow_datasets.proto import tf_example_pb2
+
+from dcls_jax.eval import clickme
+from dcls_jax.eval.results import Arrays, ResultsFolder
+from dcls_jax.models import Transform
+
+
+class Tiny(nnx.Module):
+    """7 x 7 features of 32-pixel patches, averaged and classified."""
+
+    transform = Transform(resize=256, crop=224)
+
+    def __init__(self, seed: int = 0) -> None:
+        rngs = nnx.Rngs(seed)
+        self.patches = nnx.Linear(3 * 16, 8, rngs=rngs)
+        self.classifier = nnx.Linear(8, 10, rngs=rngs)
+
+    def features(self, images: jax.Array) -> jax.Array:
+        cells = images.reshape(-1, 7, 4, 8, 7, 4, 8, 3).mean((3, 6))
+        return jax.nn.relu(self.patches(cells.transpose(0, 1, 3, 2, 4, 5).reshape(-1, 7, 7, 48)))
+
+    def head(self, activations: jax.Array) -> jax.Array:
+        return self.classifier(jnp.tanh(activations.mean((1, 2))))
+
+
+def jpeg(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+def example(seed: int, *, constant_heatmap: bool = False) -> bytes:
+    """One record: a coarse random picture and heatmap, 256 x 256, label below 10."""
+    rng = np.random.default_rng(seed)
+    image, heatmap = (
+        np.asarray(Image.fromarray(rng.integers(0, 256, shape, np.uint8)).resize((256, 256)))
+        for shape in ((8, 8, 3), (8, 8))
+    )
+    message = tf_example_pb2.Example()
+    feature = message.features.feature
+    feature["image"].bytes_list.value.append(jpeg(image))
+    feature["heatmap"].bytes_list.value.append(jpeg(np.zeros_like(heatmap) if constant_heatmap else heatmap))
+    feature["label"].int64_list.value.append(seed % 10)
+    return message.SerializeToString()
+
+
+def evaluate(paths: Path | list[Path], **options: object) -> clickme.Result:
+    arguments = {"batch_size": 8, "progress": False} | options
+    return clickme.evaluate(Tiny(), paths, **arguments)  # type: ignore[arg-type]
+
+
+def _die_after(parts: int) -> None:
+    save = ResultsFolder.save
+
+    def save_or_die(folder: ResultsFolder, batch: int, arrays: Arrays) -> None:
+        if batch == parts:
+            folder.part(batch).with_suffix(".npz.tmp").write_bytes(b"half")
+            os.kill(os.getpid(), signal.SIGKILL)
+        save(folder, batch, arrays)
+
+    ResultsFolder.save = save_or_die  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    records, out, kill_after = sys.argv[1:]
+    if kill_after:
+        _die_after(int(kill_after))
+    result = evaluate(Path(records), out=out or None)
+    scores = {"scores": result.per_image.tolist(), "devices": jax.device_count()}
+    print(json.dumps(scores | {"tensorflow": "tensorflow" in sys.modules}))

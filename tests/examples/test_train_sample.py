@@ -1,0 +1,37 @@
+import jax
+import numpy as np
+import pytest
+import train_sample
+from flax import nnx
+from train_sample import Recipe, train
+
+from dcls_jax.layers import DclsConfig
+
+TINY = {"depths": (1,), "dims": (4,), "dcls": DclsConfig(3, 5, "v1")}
+RECIPE = Recipe(steps=4, small_steps=3, batch_size=2, learning_rate=1e-2, warmup_steps=1, save_every=2)
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_killed_run_ends_with_the_same_parameters(tmp_path, monkeypatch, capsys):
+    whole, history = train("tiny", TINY, RECIPE, tmp_path / "whole")
+    assert [entry["step"] for entry in history] == [2, 4]
+
+    batches = train_sample.training_batches
+
+    def dying(*arguments):
+        for count, batch in enumerate(batches(*arguments)):
+            if count == 3:
+                raise Killed
+            yield batch
+
+    monkeypatch.setattr(train_sample, "training_batches", dying)
+    with pytest.raises(Killed):
+        train("tiny", TINY, RECIPE, tmp_path / "killed")
+    monkeypatch.setattr(train_sample, "training_batches", batches)
+    resumed, resumed_history = train("tiny", TINY, RECIPE, tmp_path / "killed")
+    assert "goes on from step 2" in capsys.readouterr().out
+    assert [entry["step"] for entry in resumed_history] == [2, 4]
+    jax.tree.map(np.testing.assert_array_equal, nnx.state(resumed), nnx.state(whole))

@@ -1,0 +1,36 @@
+"""Full-size models with random weights against PyTorch, by timm's key names."""
+
+import jax
+import numpy as np
+import pytest
+
+from dcls_jax.cam import activations_and_gradients, study_maps
+from dcls_jax.models import create_model, list_models, load_weights
+
+
+@pytest.mark.parity
+@pytest.mark.full_size
+@pytest.mark.parametrize("dcls", [False, True])
+@pytest.mark.parametrize("name", list_models())
+def test_equals_pytorch(name, dcls, assert_close):
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("timm")
+    pytest.importorskip("DCLS")
+    from tests.torch_models import study_grad_cam, torch_model
+
+    original = torch_model(name, dcls, seed=1)
+    state = {key: value.numpy() for key, value in original.state_dict().items()}
+    model = load_weights(create_model(name, dcls=dcls), state)
+    images = np.random.default_rng(0).standard_normal((1, 224, 224, 3), np.float32)
+    one_hot = np.eye(1000, dtype=np.float32)[[321]]
+    expected = study_grad_cam(original, torch.tensor(images.transpose(0, 3, 1, 2).copy()), torch.tensor(one_hot))
+
+    logits, (activations, gradients) = jax.jit(lambda m, x: (m(x), activations_and_gradients(m, x, one_hot)))(
+        model, images
+    )
+    # Float32 noise alone is 6e-5 in ResNet50.
+    assert_close(logits, expected["logits"], 3e-4)
+    assert_close(activations, expected["activations"].permute(0, 2, 3, 1), 3e-4)
+    assert_close(gradients, expected["gradients"].permute(0, 2, 3, 1), 3e-4)
+    maps = study_maps(model, images, one_hot, size=None)
+    assert_close(maps, expected["grad_cam"], 3e-4)

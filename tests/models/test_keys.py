@@ -1,0 +1,76 @@
+"""Every published key listing loads, and nothing that differs from it does."""
+
+import re
+from functools import cache
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from dcls_jax.models import CheckpointError, create_model, load_weights
+from dcls_jax.models.checkpoints import checkpoint_names
+from tests.conftest import DATA
+
+LISTINGS = sorted(path.stem for path in (DATA / "keys").glob("*.txt"))
+PARAMETERS = {  # of the originals, reference tables of the study
+    ("convnext_tiny", False): 28_589_128,
+    ("convnext_tiny", True): 28_587_688,
+    ("convnext_small", False): 50_223_688,
+    ("convnext_small", True): 50_217_064,
+    ("convnext_base", False): 88_591_464,
+    ("convnext_base", True): 88_582_632,
+    ("resnet50", False): 25_557_032,
+    ("resnet50", True): 24_008_744,
+    ("caformer_s18", False): 26_341_656,
+    ("caformer_s18", True): 26_350_488,
+    ("convformer_s18", False): 26_774_448,
+    ("convformer_s18", True): 26_848_432,
+}
+
+
+def listing(name):
+    """A state dict as listed, its values numbered by shape, so that shared positions are equal."""
+    lines = (DATA / "keys" / f"{name}.txt").read_text().splitlines()
+    shapes = {key: eval(shape) for key, shape in (re.match(r"(\S+) (\(.*\)) \w+", line).groups() for line in lines)}
+    return {key: np.zeros(shape, np.float32) for key, shape in shapes.items()}
+
+
+@cache
+def model_for(name):
+    """The model of a listing, as shapes only."""
+    model, dcls = re.match(r"(\w+?_\w+?|resnet50)(?:_timm|_fused)?_(base|dcls)$", name).groups()
+    options = {"fused": True} if "_fused" in name else {}
+    return nnx.eval_shape(lambda: create_model(model, dcls=dcls == "dcls", **options))
+
+
+@pytest.mark.parametrize(("name", "dcls"), PARAMETERS)
+def test_parameter_counts_are_the_originals(name, dcls):
+    model = nnx.eval_shape(lambda: create_model(name, dcls=dcls))
+    assert sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))) == PARAMETERS[name, dcls]
+
+
+@pytest.mark.parametrize("name", LISTINGS)
+def test_listing_loads(name):
+    load_weights(model_for(name), listing(name))
+
+
+@pytest.mark.parametrize("name", LISTINGS)
+def test_any_difference_is_refused_by_name(name):
+    model, state = model_for(name), listing(name)
+    names = checkpoint_names(state, model.checkpoint_renames)
+    for ours, key in list(names.items())[:: max(1, len(state) // 5)]:
+        with pytest.raises(CheckpointError, match=rf"missing: {re.escape(ours)}"):
+            load_weights(model, {k: v for k, v in state.items() if k != key})
+        with pytest.raises(CheckpointError, match=rf"misshapen: {re.escape(key)} .*has shape \(3, 1, 4, 1, 5\)"):
+            load_weights(model, state | {key: np.zeros((3, 1, 4, 1, 5), np.float32)})
+    with pytest.raises(CheckpointError, match=r"unexpected: extra\.weight"):
+        load_weights(model, state | {"extra.weight": np.zeros(3, np.float32)})
+
+
+@pytest.mark.parametrize("name", [name for name in LISTINGS if name.endswith("_dcls")])
+def test_unequal_shared_positions_are_refused_by_name(name):
+    model, state = model_for(name), listing(name)
+    key = [key for key in state if key.endswith(".P")][1]
+    with pytest.raises(CheckpointError, match=rf"unequal: .*{re.escape(key)}.* should be one shared array"):
+        load_weights(model, state | {key: state[key] + 1})

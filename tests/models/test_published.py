@@ -1,0 +1,89 @@
+"""Fetching published checkpoints, from a server on this machine."""
+
+import functools
+import hashlib
+import http.server
+import json
+import threading
+
+import pytest
+
+from dcls_jax.models import DownloadError, list_models, published
+from dcls_jax.models.published import CHECKPOINTS, Published, fetch
+
+CONTENT = b"weights" * 1000
+
+
+@pytest.fixture
+def server(tmp_path):
+    """A folder served at a local address: (folder, address)."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=folder)
+    handler.log_message = lambda *_: None
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as httpd:
+        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        yield folder, f"http://127.0.0.1:{httpd.server_port}"
+        httpd.shutdown()
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("DCLS_JAX_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def use(monkeypatch, entry):
+    monkeypatch.setitem(CHECKPOINTS, ("convnext_tiny", True), entry)
+
+
+def test_a_file_is_fetched_checked_and_kept(server, cache, monkeypatch):
+    folder, address = server
+    (folder / "tiny.pth").write_bytes(CONTENT)
+    use(monkeypatch, Published(f"{address}/tiny.pth", sha256=hashlib.sha256(CONTENT).hexdigest()))
+    path = fetch("convnext_tiny", dcls=True)
+    assert path == cache / "tiny.pth"
+    assert path.read_bytes() == CONTENT
+    (folder / "tiny.pth").unlink()
+    assert fetch("convnext_tiny", dcls=True) == path  # from the cache
+    assert [file.name for file in cache.iterdir()] == ["tiny.pth"]
+
+
+def test_a_damaged_download_is_refused_and_not_kept(server, cache, monkeypatch):
+    folder, address = server
+    (folder / "tiny.pth").write_bytes(CONTENT[:-1])
+    use(monkeypatch, Published(f"{address}/tiny.pth", sha256=hashlib.sha256(CONTENT).hexdigest()))
+    with pytest.raises(DownloadError, match=r"tiny\.pth.*hash"):
+        fetch("convnext_tiny", dcls=True)
+    assert not list(cache.iterdir())
+
+
+def test_a_zenodo_record_gives_address_and_hash(server, cache, monkeypatch):
+    folder, address = server
+    (folder / "tiny.pth").write_bytes(CONTENT)
+    (folder / "records").mkdir()
+    entry = {"key": "tiny.pth", "checksum": f"md5:{hashlib.md5(CONTENT).hexdigest()}"}
+    entry["links"] = {"self": f"{address}/tiny.pth"}
+    (folder / "records" / "7").write_text(json.dumps({"id": 7, "files": [entry]}))
+    import pooch.downloaders
+
+    monkeypatch.setattr(pooch.downloaders, "doi_to_url", lambda doi, **_: "https://zenodo.org/records/7")
+    monkeypatch.setattr(pooch.downloaders.ZenodoRepository, "base_api_url", f"{address}/records")
+    use(monkeypatch, published._zenodo(7, "tiny.pth"))
+    assert fetch("convnext_tiny", dcls=True).read_bytes() == CONTENT
+
+
+def test_offline_one_line_says_what_to_do(cache, monkeypatch):
+    use(monkeypatch, Published("http://127.0.0.1:9/tiny.pth"))
+    with pytest.raises(DownloadError) as error:
+        fetch("convnext_tiny", dcls=True)
+    text = str(error.value)
+    assert "\n" not in text
+    assert "get it from http://127.0.0.1:9/tiny.pth" in text
+    assert f"put it at {cache / 'tiny.pth'}" in text
+
+
+@pytest.mark.parametrize("dcls", [False, True])
+@pytest.mark.parametrize("name", list_models())
+def test_every_model_has_a_published_file(name, dcls):
+    assert CHECKPOINTS[name, dcls].url.startswith("https://")
