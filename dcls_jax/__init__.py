@@ -3,7 +3,7 @@
 Images and activations are channels-last, (B, H, W, C), everywhere.
 """
 
-from dcls_jax.convolution import depthwise_conv
+from dcls_jax.depthwise import depthwise_conv
 from dcls_jax.freeze import freeze
 from dcls_jax.kernel import construct_kernel
 from dcls_jax.layers import Conv, Dcls1d, Dcls2d, Dcls3d, DclsConfig, Positions

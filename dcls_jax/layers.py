@@ -11,9 +11,10 @@ from flax import nnx
 from jax import Array
 from jax.nn.initializers import Initializer
 
-from dcls_jax.convolution import PADDING_MODES, Padding, convolve
+from dcls_jax.convolution import PADDING_MODES, convolve
 from dcls_jax.interpolation import VERSIONS, Version, has_sigma
 from dcls_jax.kernel import construct_kernel
+from dcls_jax.padding import Padding
 
 
 @dataclass(frozen=True)

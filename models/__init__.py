@@ -4,8 +4,12 @@ from dcls_jax.models.backbone import Backbone
 from dcls_jax.models.checkpoints import CheckpointError, load_weights, save_weights
 from dcls_jax.models.convnext import ConvNeXt, ConvNeXtConfig
 from dcls_jax.models.create import create_model, list_models
+from dcls_jax.models.fastvit import FastViT, FastViTConfig
+from dcls_jax.models.metaformer import MetaFormer, MetaFormerConfig
 from dcls_jax.models.preprocess import Transform, preprocess
 from dcls_jax.models.published import DownloadError
+from dcls_jax.models.reparameterise import reparameterise
+from dcls_jax.models.resnet import ResNet, ResNetConfig
 
 __all__ = [
     "Backbone",
@@ -13,10 +17,17 @@ __all__ = [
     "ConvNeXt",
     "ConvNeXtConfig",
     "DownloadError",
+    "FastViT",
+    "FastViTConfig",
+    "MetaFormer",
+    "MetaFormerConfig",
+    "ResNet",
+    "ResNetConfig",
     "Transform",
     "create_model",
     "list_models",
     "load_weights",
     "preprocess",
+    "reparameterise",
     "save_weights",
 ]

@@ -9,7 +9,7 @@ from typing import Any
 from flax import nnx
 
 from dcls_jax.layers import DclsConfig
-from dcls_jax.models import convnext, metaformer, resnet
+from dcls_jax.models import convnext, fastvit, metaformer, resnet
 from dcls_jax.models.backbone import Backbone
 from dcls_jax.models.checkpoints import load_weights
 from dcls_jax.models.published import fetch
@@ -18,6 +18,7 @@ _FAMILIES: tuple[tuple[type, Mapping[str, Any], Mapping[str, DclsConfig]], ...] 
     (resnet.ResNet, resnet.VARIANTS, resnet.DCLS),
     (convnext.ConvNeXt, convnext.VARIANTS, convnext.DCLS),
     (metaformer.MetaFormer, metaformer.VARIANTS, metaformer.DCLS),
+    (fastvit.FastViT, fastvit.VARIANTS, fastvit.DCLS),
 )
 
 

@@ -53,7 +53,7 @@ def _macs(jaxpr: Any) -> int:
         shapes = [v.aval.shape for v in equation.invars]
         out = math.prod(equation.outvars[0].aval.shape)
         match equation.primitive.name:
-            case "jit" if equation.params["name"] == "_depthwise":
+            case "depthwise_conv":
                 total += out * math.prod(shapes[1][:2])
             case "conv_general_dilated":
                 out_axis = equation.params["dimension_numbers"].rhs_spec[0]

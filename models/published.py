@@ -30,6 +30,14 @@ def _convnext(size: str) -> dict[tuple[str, bool], Published]:
     }
 
 
+def _fastvit(size: str) -> dict[tuple[str, bool], Published]:
+    folder = "https://docs-assets.developer.apple.com/ml-research/models/fastvit/image_classification_models"
+    return {
+        (f"fastvit_{size}", False): Published(f"{folder}/fastvit_{size}.pth.tar"),
+        (f"fastvit_{size}", True): _zenodo(8370737, f"fastvit_{size}_v1_17lim_34el_seed0.pth.tar"),
+    }
+
+
 # (name of the model, with DCLS) -> file
 CHECKPOINTS: dict[tuple[str, bool], Published] = {
     ("resnet50", False): Published(
@@ -43,6 +51,8 @@ CHECKPOINTS: dict[tuple[str, bool], Published] = {
     ("caformer_s18", False): Published("https://huggingface.co/sail/dl/resolve/main/caformer/caformer_s18.pth"),
     ("caformer_s18", True): _zenodo(8370737, "caformer_s18_v1_17lim_34el_seed0.pth.tar"),
     ("convformer_s18", False): Published("https://huggingface.co/sail/dl/resolve/main/convformer/convformer_s18.pth"),
+    **_fastvit("sa24"),
+    **_fastvit("sa36"),
     ("convformer_s18", True): _zenodo(8370737, "convformer_s18_v1_17lim_40el_seed0.pth.tar"),
 }
 

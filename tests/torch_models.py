@@ -9,6 +9,9 @@ import torch
 from torch import Tensor, nn
 
 
+CALIBRATED = 64  # image side for which batch statistics are those of real activations
+
+
 def _without_torchvision_ops() -> None:
     """Let timm import a torchvision whose compiled operators do not match this torch: nothing here uses them."""
     library = torch.library.Library("torchvision", "DEF")
@@ -39,6 +42,8 @@ from dcls_jax.models.create import published_setting  # noqa: E402
 def torch_model(name: str, dcls: bool, seed: int | None = None) -> nn.Module:
     """A model of the study, in evaluation mode; with a seed, every parameter and buffer is random."""
     model = timm.create_model(name)
+    if "former" in name:
+        model.head.fc.norm.eps = 1e-5  # the original's; timm has 1e-6
     if dcls:
         _use_dcls(model, name)
     if seed is not None:
@@ -107,7 +112,7 @@ def _randomise(model: nn.Module, generator: torch.Generator) -> None:
     if norms:
         model.train()
         for _ in range(2):
-            model(torch.randn(8, 3, 64, 64, generator=generator))
+            model(torch.randn(8, 3, CALIBRATED, CALIBRATED, generator=generator))
     for norm in norms:
         norm.running_mean += 0.2 * norm.running_var.sqrt() * torch.randn(norm.running_mean.shape, generator=generator)
         norm.running_var *= uniform(norm.running_var, 0.8, 1.2)

@@ -14,16 +14,17 @@ from dcls_jax.models import create_model, list_models, load_weights
 @pytest.mark.parametrize("name", list_models())
 def test_equals_pytorch(name, dcls, assert_close):
     torch = pytest.importorskip("torch")
-    pytest.importorskip("timm")
-    pytest.importorskip("DCLS")
-    from tests.torch_models import study_grad_cam, torch_model
+    originals = pytest.importorskip("tests.torch_models", exc_type=ImportError)
 
-    original = torch_model(name, dcls, seed=1)
+    original = originals.torch_model(name, dcls, seed=1)
     state = {key: value.numpy() for key, value in original.state_dict().items()}
     model = load_weights(create_model(name, dcls=dcls), state)
-    images = np.random.default_rng(0).standard_normal((1, 224, 224, 3), np.float32)
+    # Far from the size for which batch statistics were calibrated, random attention saturates, and any float32
+    # arithmetic, torch's too, is off by more than the tolerance.
+    side = originals.CALIBRATED
+    images = np.random.default_rng(0).standard_normal((1, side, side, 3), np.float32)
     one_hot = np.eye(1000, dtype=np.float32)[[321]]
-    expected = study_grad_cam(original, torch.tensor(images.transpose(0, 3, 1, 2).copy()), torch.tensor(one_hot))
+    expected = originals.study_grad_cam(original, torch.tensor(images.transpose(0, 3, 1, 2).copy()), torch.tensor(one_hot))
 
     logits, (activations, gradients) = jax.jit(lambda m, x: (m(x), activations_and_gradients(m, x, one_hot)))(
         model, images

@@ -1,0 +1,203 @@
+"""FastViT against Apple's code: golden cases, key listings, parameter counts, the fused form, training."""
+
+import ast
+import json
+import re
+from dataclasses import replace
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import load_file
+
+from dcls_jax import DclsConfig, freeze
+from dcls_jax.cam import activations_and_gradients, study_maps
+from dcls_jax.models import load_weights
+from dcls_jax.models.backbone import stochastic_depth
+from dcls_jax.models.fastvit import DCLS, VARIANTS, ConvFFN, FastViT, FastViTConfig
+from dcls_jax.models.norms import BatchNorm
+from dcls_jax.models.reparameterise import Filter, Fusible, MultiBranch, identity, reparameterise
+from tests.conftest import DATA
+
+GOLDEN = ("fastvit_base", "fastvit_dcls_v0", "fastvit_dcls_v1")
+
+
+def blank(config: FastViTConfig) -> FastViT:
+    """A model of zeros, at no cost."""
+    graph, state = nnx.split(nnx.eval_shape(lambda: FastViT(config, rngs=nnx.Rngs(0))))
+    return nnx.merge(graph, jax.tree.map(lambda leaf: jnp.asarray(np.zeros(leaf.shape, leaf.dtype)), state))
+
+
+@cache
+def golden(case: str) -> tuple[FastViT, dict[str, np.ndarray]]:
+    """The model of a case, loaded, and what is expected of it, NHWC."""
+    entry = json.loads((DATA / "golden/index.json").read_text())[case]
+    config = {key: tuple(value) if isinstance(value, list) else value for key, value in entry["config"].items()}
+    model = blank(FastViTConfig(dcls=DclsConfig(**entry["dcls"]) if entry["dcls"] else None, **config))
+    expected = load_file(DATA / f"golden/{case}.expected.safetensors")
+    for name in ("image", "activations", "gradients"):
+        expected[name] = expected[name].transpose(0, 2, 3, 1)
+    return load_weights(model, DATA / f"golden/{case}.weights.safetensors"), expected
+
+
+@pytest.mark.parametrize("case", GOLDEN)
+def test_golden(case, assert_close):
+    model, expected = golden(case)
+    activations, gradients = activations_and_gradients(model, expected["image"], expected["one_hot"])
+    assert_close(activations, expected["activations"], 1e-5)
+    assert_close(gradients, expected["gradients"], 1e-5)
+    assert_close(model.head(activations), expected["logits"], 1e-5)
+    for method in ("grad_cam", "threshold_grad_cam"):
+        maps = study_maps(model, expected["image"], expected["one_hot"], method=method, size=None)
+        assert_close(maps, expected[method], 2e-5)
+
+
+def test_cuts(assert_close):
+    model, expected = golden("fastvit_dcls_v1")
+    names = model.layer_names()
+    assert names == [
+        *("stem", "stages.0.blocks.0", "stages.0.blocks.1"),
+        *("stages.1.downsample", "stages.1.blocks.0"),
+        *("stages.2.downsample", "stages.2.blocks.0", "stages.2.blocks.1"),
+        *("stages.3.downsample", "stages.3.pos_emb", "stages.3.blocks.0", "conv_exp"),
+        *("stages.0", "stages.1", "stages.2", "stages.3", "features"),
+    ]
+    for name in names:
+        activations = model.features(expected["image"], upto=name)
+        assert_close(model.head(activations, start=name), expected["logits"], 1e-5)
+    assert model.features(expected["image"], upto="stages.3").shape == (2, 2, 2, 64)
+
+
+def shapes(model: nnx.Module) -> dict[tuple, tuple[int, ...]]:
+    return {path: leaf.shape for path, leaf in nnx.to_flat_state(nnx.state(model))}
+
+
+@pytest.mark.parametrize("case", ["fastvit_base", "fastvit_dcls_v1"])
+def test_frozen_and_reparameterised_models_give_the_same(case, assert_close):
+    model, expected = golden(case)
+    training = nnx.clone(model)
+    training.train()
+    fused = reparameterise(training)
+    for same in (freeze(model), fused, reparameterise(freeze(model))):
+        assert_close(same(expected["image"]), expected["logits"], 1e-5)
+    assert not any(isinstance(module, Fusible) for _, module in nnx.iter_modules(fused))
+    assert any(isinstance(module, Fusible) for _, module in nnx.iter_modules(training))
+    built = nnx.eval_shape(lambda: FastViT(replace(model.config, fused=True), rngs=nnx.Rngs(0)))
+    assert shapes(fused) == shapes(built) == shapes(reparameterise(fused))
+
+    activations = model.features(expected["image"], upto="stages.2")
+
+    def gradients(model: FastViT) -> jax.Array:
+        return jax.grad(lambda a: (model.head(a, start="stages.2") * expected["one_hot"]).sum())(activations)
+
+    assert_close(gradients(fused), gradients(model), 1e-5)
+
+
+def test_branches_of_several_channels_a_group_fuse(assert_close):
+    branches = MultiBranch(6, 6, (5, 3, 1), groups=3, rngs=nnx.Rngs(0))
+    for i, (_, norm) in enumerate((p, m) for p, m in nnx.iter_modules(branches) if isinstance(m, BatchNorm)):
+        for j, leaf in enumerate((norm.scale, norm.bias, norm.mean, norm.var)):
+            leaf[...] = jnp.asarray(np.random.default_rng(4 * i + j).uniform(0.2, 2, 6), jnp.float32)
+    x = np.random.default_rng(0).normal(size=(2, 8, 10, 6)).astype(np.float32)
+    assert_close(reparameterise(branches)(x), branches(x), 1e-5)
+
+
+def test_filters_add_as_their_outputs_do():
+    filter = identity(4, 2) * 3 - Filter(jnp.ones((3, 3, 2, 4)), jnp.arange(4.0))
+    assert filter.kernel[1, 1].tolist() == [[2, -1, 2, -1], [-1, 2, -1, 2]]
+    assert filter.kernel.sum() == 4 * 3 - 3 * 3 * 2 * 4
+    assert filter.bias.tolist() == [0, -1, -2, -3]
+
+
+def listing(name: str) -> dict[str, np.ndarray]:
+    lines = (DATA / "keys" / f"{name}.txt").read_text().splitlines()
+    entries = (re.fullmatch(r"(\S+) (\(.*\)) \w+", line).groups() for line in lines)
+    return {key: np.ones(ast.literal_eval(shape), np.float32) for key, shape in entries}
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "count", "statistics", "listings"),
+    [
+        ("fastvit_sa24", {}, 21_554_216, 58_624, ("base", "timm_base")),
+        ("fastvit_sa24", {"dcls": DCLS["fastvit_sa24"]}, 21_523_496, 58_624, ("dcls",)),
+        ("fastvit_sa24", {"fused": True}, 21_501_288, 15_872, ("fused_base",)),
+        ("fastvit_sa36", {"fused": True}, 31_457_256, 23_808, ("fused_base",)),
+    ],
+)
+def test_parameter_counts_and_key_listings(name, setting, count, statistics, listings):
+    model = nnx.eval_shape(lambda: FastViT(replace(VARIANTS[name], **setting), rngs=nnx.Rngs(0)))
+    assert sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))) == count
+    assert sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.BatchStat))) == statistics
+    for kind in listings:
+        load_weights(model, listing(f"{name}_{kind}"))
+
+
+def test_timm_names_lead_to_the_same_places():
+    """Batch norms of parallel branches have equal shapes: only their values tell them apart."""
+    renames = (
+        (r"^patch_embed", "stem"),
+        (r"^network\.6\.pe", "stages.3.pos_emb.pos_enc"),
+        *((rf"^network\.{2 * i - 1}", f"stages.{i}.downsample") for i in (1, 2, 3)),
+        *((rf"^network\.{n}", f"stages.{i}.blocks") for i, n in enumerate((0, 2, 4, 7))),
+        ("rbr_conv", "conv_kxk"),
+        ("rbr_scale", "conv_scale"),
+        ("rbr_skip", "identity"),
+        ("lkb_origin", "large_conv"),
+        ("convffn", "mlp"),
+        (r"(layer_scale(_\d)?)$", r"\1.gamma"),
+        (r"se\.reduce", "se.fc1"),
+        (r"se\.expand", "se.fc2"),
+        ("conv_exp", "final_conv"),
+        (r"^head", "head.fc"),
+    )
+    model, _ = golden("fastvit_dcls_v1")
+    state = {}
+    for key, array in load_file(DATA / "golden/fastvit_dcls_v1.weights.safetensors").items():
+        for pattern, replacement in renames:
+            key = re.sub(pattern, replacement, key)
+        state[key] = array
+    loaded = load_weights(model, state)
+    assert jax.tree.all(jax.tree.map(np.array_equal, nnx.state(loaded), nnx.state(model)))
+
+
+def test_training_moves_statistics_and_drops_paths(assert_close):
+    model, expected = golden("fastvit_base")
+    model, images = nnx.clone(model), expected["image"]
+    for stage in model.stages:
+        for block in stage.blocks:
+            block.drop_path = stochastic_depth(0.5, nnx.Rngs(0))
+    assert_close(model(images), expected["logits"], 1e-5)
+    norms = [module for _, module in nnx.iter_modules(model) if isinstance(module, BatchNorm)]
+    before = [(norm.mean[...], norm.var[...]) for norm in norms]
+    model.train()
+    assert np.abs(model(images) - model(images)).max() > 1e-3
+    for norm, (mean, var) in zip(norms, before, strict=True):
+        assert (norm.mean[...] != mean).any()
+        assert (norm.var[...] != var).any()
+    model.eval()
+    assert_close(model(images), model(images), 0)
+
+
+def test_paths_are_dropped_more_the_deeper_they_are():
+    config = FastViTConfig((2, 1, 2, 1), (4, 4, 8, 32), drop_path_rate=0.5)
+    model = nnx.eval_shape(lambda: FastViT(config, rngs=nnx.Rngs(0)))
+    rates = [block.drop_path.rate for stage in model.stages for block in stage.blocks]
+    assert np.allclose(rates, [0, 0.1, 0.2, 0.3, 0.4, 0.5])
+
+
+def test_initialisation_is_apple_s():
+    ffn = ConvFFN(64, 4, DclsConfig(34, 17, "v1"), rngs=nnx.Rngs(0))
+    for weight in (ffn.fc1.kernel, ffn.fc2.kernel, ffn.conv.conv.weight):
+        assert np.isclose(weight[...].std(), 0.02, rtol=0.1)
+    assert not ffn.fc1.bias[...].any()
+    stem = MultiBranch(3, 64, (3,), stride=2, rngs=nnx.Rngs(0)).branches[0].conv.kernel[...]
+    assert np.isclose(stem.std(), (1 / 3 / 27) ** 0.5, rtol=0.1)  # uniform within 1 / sqrt(fan_in)
+    assert [config.layer_scale_init_value for config in VARIANTS.values()] == [1e-5, 1e-6]
+
+
+def test_attention_heads_have_32_channels():
+    with pytest.raises(ValueError, match=r"dims\[-1\] \(=48\) must be a multiple of 32"):
+        nnx.eval_shape(lambda: FastViT(FastViTConfig((1, 1, 1, 1), (4, 4, 8, 48)), rngs=nnx.Rngs(0)))
