@@ -1,24 +1,118 @@
 """Class activation maps of any model that splits into features and head."""
 
-from dcls_jax.cam.explain import METHODS, explain, study_maps
-from dcls_jax.cam.gradient import Model, activations_and_gradients, grad_cam, threshold_grad_cam
-from dcls_jax.cam.overlay import overlay, save_grid
-from dcls_jax.cam.postprocess import normalise, postprocess, resize
-from dcls_jax.cam.targets import Targets, scores
+from dcls_jax.cam.checks import DeadMapWarning
+from dcls_jax.cam.decomposition import (
+    Factors,
+    deep_feature_factorisation,
+    eigen_cam,
+    eigen_grad_cam,
+    eigen_smooth,
+    fem,
+    kpca_cam,
+    seg_eigen_cam,
+)
+from dcls_jax.cam.explain import METHODS, explain, options_of, study_maps
+from dcls_jax.cam.fullgrad import full_grad, full_gradients
+from dcls_jax.cam.functional import FunctionalModel, from_functions
+from dcls_jax.cam.gradient import (
+    Model,
+    activations_and_gradients,
+    cam,
+    elementwise,
+    finer_cam,
+    grad_cam,
+    grad_cam_pp,
+    hires_cam,
+    integrated_grad_cam,
+    layer_cam,
+    random_cam,
+    shapley_cam,
+    smooth_grad_cam_pp,
+    threshold_grad_cam,
+    xgrad_cam,
+)
+from dcls_jax.cam.group_cam import group_cam
+from dcls_jax.cam.guided import guide, guided_backprop, guided_grad_cam
+from dcls_jax.cam.overlay import Grid, contour, overlay, overlay_signed, save_grid, show_maps
+from dcls_jax.cam.perturbation import ablation_cam, is_cam, score_cam, ss_cam
+from dcls_jax.cam.postprocess import combine_layers, dead_maps, normalise, postprocess, resize
+from dcls_jax.cam.targets import (
+    Contrast,
+    Logit,
+    LogProbability,
+    Negative,
+    Probability,
+    Region,
+    Rest,
+    Similarity,
+    Targets,
+    nearest_classes,
+    regression,
+    scores,
+)
 
 __all__ = [
     "METHODS",
+    "Contrast",
+    "DeadMapWarning",
+    "Factors",
+    "FunctionalModel",
+    "Grid",
+    "LogProbability",
+    "Logit",
     "Model",
+    "Negative",
+    "Probability",
+    "Region",
+    "Rest",
+    "Similarity",
     "Targets",
+    "ablation_cam",
     "activations_and_gradients",
+    "cam",
+    "combine_layers",
+    "contour",
+    "dead_maps",
+    "deep_feature_factorisation",
+    "eigen_cam",
+    "eigen_grad_cam",
+    "eigen_smooth",
+    "elementwise",
     "explain",
+    "fem",
+    "finer_cam",
+    "from_functions",
+    "full_grad",
+    "full_gradients",
     "grad_cam",
+    "grad_cam_pp",
+    "group_cam",
+    "guide",
+    "guided_backprop",
+    "guided_grad_cam",
+    "hires_cam",
+    "integrated_grad_cam",
+    "is_cam",
+    "kpca_cam",
+    "layer_cam",
+    "nearest_classes",
     "normalise",
+    "options_of",
     "overlay",
+    "overlay_signed",
     "postprocess",
+    "random_cam",
+    "regression",
     "resize",
     "save_grid",
+    "score_cam",
     "scores",
+    "seg_eigen_cam",
+    "shapley_cam",
+    "show_maps",
+    "smooth_grad_cam_pp",
+    "ss_cam",
     "study_maps",
     "threshold_grad_cam",
+    "xgrad_cam",
 ]

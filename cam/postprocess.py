@@ -1,16 +1,27 @@
 """From raw signed maps to maps for the eye or the metric."""
 
+from collections.abc import Sequence
+from typing import Any, Literal
+
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
+Combine = Literal["mean", "max", "product"]
+
 
 def normalise(maps: ArrayLike) -> Array:
-    """Each map's range onto [0, 1]: (..., h, w). A constant map becomes 0, never NaN."""
+    """Each map's range onto [0, 1]: (..., h, w). A constant map, or one with NaN, becomes 0: see `dead_maps`."""
     maps = jnp.asarray(maps)
     low, high = maps.min((-2, -1), keepdims=True), maps.max((-2, -1), keepdims=True)
     return jnp.where(high > low, (maps - low) / jnp.where(high > low, high - low, 1), 0)
+
+
+def dead_maps(maps: ArrayLike) -> Array:
+    """Which maps (..., h, w) have nothing to show, as they are constant or not finite: (...) bool."""
+    maps = jnp.asarray(maps)
+    return ~(jnp.isfinite(maps).all((-2, -1)) & (maps.max((-2, -1)) > maps.min((-2, -1))))
 
 
 def resize(maps: Array, size: int | tuple[int, int]) -> Array:
@@ -58,3 +69,23 @@ def postprocess(
 
 
 _normalise = normalise  # the option of the same name hides it
+
+
+def combine_layers(
+    maps: Sequence[ArrayLike], combine: Combine = "mean", *, size: int | tuple[int, int] | None = None
+) -> Array:
+    """Raw maps of several layers, each (B, h_l, w_l), as one map in [0, 1]: (B, *size).
+
+    Layers differ in scale, so each goes through ReLU, bilinear resize and min-max before they meet, and min-max after.
+    combine: "mean" as pytorch-grad-cam has it, "max" as torch-cam for Layer-CAM, "product" as torch-cam's RefineCAM.
+    size: that of the largest map unless given. Raises ValueError for another way to combine.
+    """
+    ways: dict[str, Any] = {"mean": jnp.mean, "max": jnp.max, "product": jnp.prod}
+    if combine not in ways:
+        raise ValueError(f"combine (={combine!r}) must be one of {', '.join(ways)}")
+    layers = [jnp.asarray(layer) for layer in maps]
+    if size is None:
+        size = max(layer.shape[1] for layer in layers), max(layer.shape[2] for layer in layers)
+    return normalise(
+        ways[combine](jnp.stack([normalise(resize(jax.nn.relu(layer), size)) for layer in layers]), axis=0)
+    )

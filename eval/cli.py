@@ -53,8 +53,22 @@ def cam(
     weights: Weights = "published",
     dcls: Dcls = False,
     methods: Annotated[str, typer.Option(help="Methods, separated by commas.")] = "grad_cam,threshold_grad_cam",
-    layer: Annotated[str | None, typer.Option(help="The layer whose activations are weighed.")] = None,
-    target: Annotated[int | None, typer.Option(help="The class to explain; the predicted one unless given.")] = None,
+    layer: Annotated[
+        list[str] | None, typer.Option(help="The layer whose activations are weighed; may be given several times.")
+    ] = None,
+    combine: Annotated[
+        Literal["mean", "max", "product"] | None,
+        typer.Option(help="One map for all layers; unless given, each layer has its own."),
+    ] = None,
+    target: Annotated[int | None, typer.Option(help="The class to explain in every picture.")] = None,
+    top_k: Annotated[int, typer.Option(help="Else, how many of each picture's most probable classes.")] = 1,
+    augment: Annotated[
+        bool, typer.Option("--augment", help="Average over the picture and its mirror at three brightnesses.")
+    ] = False,
+    style: Annotated[
+        Literal["heatmap", "signed", "contour"],
+        typer.Option(help="What the grid shows: what speaks for the class, also what speaks against it, or lines."),
+    ] = "heatmap",
     num_classes: Annotated[int, typer.Option(help="How many classes the checkpoint has.")] = 1000,
     out: Annotated[Path, typer.Option(help="The folder for maps.png, maps.npz and manifest.json.")] = Path(
         "results/cam"
@@ -65,7 +79,25 @@ def cam(
     from dcls_jax.models import create_model
 
     built = create_model(model, dcls=dcls, num_classes=num_classes, weights=weights)
-    pictures.explain_pictures(built, images, out, methods=methods.split(","), layer=layer, target=target, name=model)
+    manifest = pictures.explain_pictures(
+        built,
+        images,
+        out,
+        methods=list(dict.fromkeys(name.strip() for name in methods.split(","))),
+        layers=list(dict.fromkeys(layer or [])),
+        combine=combine,
+        target=target,
+        top_k=top_k,
+        augment=augment,
+        style=style,
+        name=model,
+        details={"dcls": dcls, "weights": weights},
+    )
+    for row in manifest["pictures"]:
+        if row["dead"]:
+            print(
+                f"nothing positive for class {row['class']} in {row['file']}: {', '.join(row['dead'])}", file=sys.stderr
+            )
     print(f"maps: {out / 'maps.png'}, raw maps: {out / 'maps.npz'}, manifest: {out / 'manifest.json'}")
 
 

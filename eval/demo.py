@@ -12,19 +12,26 @@ from dcls_jax.cam.explain import STUDY
 from dcls_jax.cam.postprocess import normalise
 from dcls_jax.eval import clickme
 from dcls_jax.layers import DclsConfig
-from dcls_jax.models import Backbone, create_model, load_weights, preprocess
+from dcls_jax.models import Backbone, create_model, preprocess
 
 SAMPLE = Path(__file__).parent / "sample"
+NAMES = ("convnext", "convnext_dcls")
+CLASSES = 10
 
 
 def sample_models() -> dict[str, Backbone]:
-    """The two ConvNeXts of the sample, trained by examples/train_sample.py, by name."""
-    trained = json.loads((SAMPLE / "training.json").read_text())["models"]
+    """The two ConvNeXts of the sample, by name, as examples/train_sample.py made them."""
     models = {}
-    for name, spec in trained.items():
-        dcls = DclsConfig(**spec["dcls"]) if spec["dcls"] else False
-        config = {"depths": tuple(spec["depths"]), "dims": tuple(spec["dims"]), "num_classes": spec["num_classes"]}
-        models[name] = load_weights(create_model("convnext_tiny", dcls=dcls, **config), SAMPLE / name)
+    for name in NAMES:
+        config = json.loads((SAMPLE / f"{name}.json").read_text())["config"]
+        setting = config.pop("dcls")
+        models[name] = create_model(
+            "convnext_tiny",
+            dcls=DclsConfig(**setting) if setting else False,
+            weights=SAMPLE / name,
+            num_classes=CLASSES,
+            **config,
+        )
     return models
 
 

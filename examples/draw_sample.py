@@ -9,28 +9,29 @@ same way, over clutter: nothing but one outline tells the class. The "human" hea
 import argparse
 import colorsys
 import os
-import struct
 from collections.abc import Iterable
 from io import BytesIO
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import google_crc32c
 import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
+from shapes import CLASSES, DISTRACTORS, Array, Outline, points, polar, rotation
 from tensorflow_datasets.proto import tf_example_pb2
+
+from dcls_jax.eval.records import write_records
 
 SIZE = 256  # pixels, ClickMe's
 MARGIN = 0.07  # of the size; a centre crop of 224 / 256 cuts 0.0625 from each side and must not cut the object
 OVERSAMPLING = 4
 HEATMAP_BLUR = 10.0  # pixels
 
-Array = NDArray[np.floating]
-Outline = tuple[Array, ...]  # polygons (points, 2) inside the unit circle: the first is filled, the second is a hole
 Split = Literal["train", "held_out", "sample"]
 SPLITS: tuple[Split, ...] = ("train", "held_out", "sample")
+OBJECTS = tuple(CLASSES.values())
+OTHERS = tuple(DISTRACTORS.values())
 
 
 class Picture(NamedTuple):
@@ -49,92 +50,6 @@ class Place(NamedTuple):
     radius: float
     angle: float
     stretch: float
-
-
-# ----- Outlines ------------------------------------------------------------------------------------------------------
-
-
-def points(*coordinates: tuple[float, float]) -> Array:
-    return np.array(coordinates, np.float32)
-
-
-def polar(radius: Array | float, turn: Array) -> Array:
-    """Points (n, 2) at `radius` and `turn` (n,), in whole turns from the right."""
-    return np.stack([radius * np.cos(2 * np.pi * turn), radius * np.sin(2 * np.pi * turn)], axis=-1).astype(np.float32)
-
-
-def rotation(angle: float) -> Array:
-    """The matrix (2, 2) that turns row vectors by `angle` radians: `points @ rotation(angle)`."""
-    return points((np.cos(angle), np.sin(angle)), (-np.sin(angle), np.cos(angle)))
-
-
-def circle(radius: float) -> Array:
-    return polar(radius, np.linspace(0, 1, 72, endpoint=False))
-
-
-def regular(*radii: float, repeat: int) -> Array:
-    """The corners of a polygon whose radii are `radii`, `repeat` times round."""
-    count = len(radii) * repeat
-    return polar(np.tile(np.array(radii, np.float32), repeat), np.arange(count) / count)
-
-
-def heart() -> Array:
-    t = np.linspace(0, 2 * np.pi, 72, endpoint=False)
-    y = 13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)
-    return points(*zip(16 * np.sin(t) ** 3 / 16.5, -(y + 2.5) / 16.5, strict=True))
-
-
-def crescent() -> Array:
-    return np.concatenate(
-        [polar(1.0, np.linspace(0.1, 0.9, 60)), polar(0.75, np.linspace(0.86, 0.14, 60)) + points((0.32, 0.0))]
-    )
-
-
-def spiral() -> Array:
-    turn = np.linspace(0.3, 2.3, 120)
-    middle = 0.86 * turn / turn[-1]
-    return np.concatenate([polar(middle + 0.12, turn), polar(middle - 0.12, turn)[::-1]])
-
-
-def leaf() -> Array:
-    x = np.linspace(-1, 1, 30)
-    return points(*zip(x, 0.45 * (1 - x**2), strict=True), *zip(-x, 0.45 * (x**2 - 1), strict=True))
-
-
-def wave() -> Array:
-    x = np.linspace(-0.95, 0.95, 60)
-    y = 0.4 * np.sin(1.6 * np.pi * x)
-    return points(*zip(x, y - 0.2, strict=True), *zip(x[::-1], y[::-1] + 0.2, strict=True))
-
-
-def capsule() -> Array:
-    end = polar(0.32, np.linspace(-0.25, 0.25, 24)) + points((0.68, 0.0))
-    return np.concatenate([end, -end])
-
-
-CLASSES: dict[str, Outline] = {
-    "disc": (circle(0.85),),
-    "ring": (circle(0.95), circle(0.52)),
-    "square": (regular(1.0, repeat=4),),
-    "triangle": (regular(1.0, repeat=3),),
-    "star": (regular(1.0, 0.42, repeat=5),),
-    "cross": (np.concatenate([points((1, -0.3), (1, 0.3), (0.3, 0.3)) @ rotation(k * np.pi / 2) for k in range(4)]),),
-    "crescent": (crescent(),),
-    "heart": (heart(),),
-    "arrow": (points((1, 0), (0.1, 0.8), (0.1, 0.28), (-1, 0.28), (-1, -0.28), (0.1, -0.28), (0.1, -0.8)),),
-    "spiral": (spiral(),),
-}
-DISTRACTORS: dict[str, Outline] = {
-    "leaf": (leaf(),),
-    "wave": (wave(),),
-    "capsule": (capsule(),),
-    "half": (polar(0.9, np.linspace(0, 0.5, 40)) - points((0.0, 0.4)),),
-    "bolt": (points((0.3, -1), (-0.6, 0.15), (-0.05, 0.15), (-0.3, 1), (0.6, -0.25), (0.05, -0.25)),),
-    "hourglass": (points((0.6, 0.8), (-0.6, 0.8), (-0.1, 0), (-0.6, -0.8), (0.6, -0.8), (0.1, 0)),),
-    "angle": (points((-0.7, -0.7), (-0.25, -0.7), (-0.25, 0.25), (0.7, 0.25), (0.7, 0.7), (-0.7, 0.7)),),
-}
-OUTLINES = tuple(CLASSES.values())
-OTHERS = tuple(DISTRACTORS.values())
 
 
 # ----- Painting ------------------------------------------------------------------------------------------------------
@@ -178,7 +93,7 @@ def colour(rng: Generator, hue: float, saturation: tuple[float, float], value: t
 def texture(rng: Generator, across: Array, along: Array) -> Array:
     """A pattern in [0, 1] over a patch whose coordinates run from -1 to 1: a gradient, stripes, waves or spots."""
     frequency, phase = rng.uniform(6, 14), rng.uniform(0, 2 * np.pi)
-    kind = rng.integers(4)
+    kind = rng.choice(4, p=(0.4, 0.2, 0.2, 0.2))
     if kind == 0:
         return ((across + 1) / 2).clip(0, 1)
     if kind == 1:
@@ -203,7 +118,7 @@ def paint_object(canvas: Array, outline: Outline, place: Place, rng: Generator) 
     hue = rng.uniform()
     first = colour(rng, hue, (0.55, 0.95), (0.75, 1.0))
     second = colour(rng, hue + rng.uniform(-0.12, 0.12), (0.4, 0.9), (0.45, 0.95))
-    mix = texture(rng, across, along)[..., None]
+    mix = 0.8 * texture(rng, across, along)[..., None]
     paint = (first + (second - first) * mix) * (0.45 + 0.6 * soft[..., None])
 
     left, top = int(place.x) - size // 2, int(place.y) - size // 2
@@ -237,11 +152,11 @@ def background(rng: Generator, size: int) -> Array:
     return to_array(layer)
 
 
-def random_place(rng: Generator, size: int, radii: tuple[float, float], margin: float) -> Place:
+def random_place(rng: Generator, size: int, radii: tuple[float, float], margin: float, turn: float) -> Place:
     radius = rng.uniform(*radii)
     low, high = margin + radius, size - margin - radius
-    turn, stretch = rng.uniform(0, 2 * np.pi), rng.uniform(0.85, 1.18)
-    return Place(rng.uniform(low, high), rng.uniform(low, high), radius, turn, stretch)
+    x, y = rng.uniform(low, high, 2)
+    return Place(x, y, radius, rng.uniform(-turn, turn), rng.uniform(0.9, 1.1))
 
 
 def apart(place: Place, others: Iterable[Place]) -> bool:
@@ -253,24 +168,24 @@ def draw(split: Split, index: int, *, seed: int = 0, size: int = SIZE) -> Pictur
     """Draws picture `index` of a split: the same picture for the same arguments, whatever was drawn before.
 
     Labels go round: `index % 10`. A smaller `size` has objects of the same size, so fewer of them. Raises `ValueError`
-    for an unknown split and for a size below 128, which could not hold the largest object.
+    for an unknown split and for a size below 160, which leaves no room to move the largest object.
     """
     if split not in SPLITS:
         raise ValueError(f"split (={split!r}) must be one of {SPLITS}")
-    if size < 128:
-        raise ValueError(f"size (={size}) must be at least 128")
+    if size < 160:
+        raise ValueError(f"size (={size}) must be at least 160")
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
     label = index % len(CLASSES)
     canvas = background(rng, size)
-    place = random_place(rng, size, (34, 54), MARGIN * size)
+    place = random_place(rng, size, (44, 66), MARGIN * size, 0.6)
     places = [place]
-    for _ in range(12):  # tries, of which some find no room
-        other = random_place(rng, size, (22, 44), -12)
-        if len(places) < 6 and apart(other, places):
+    for _ in range(8):  # tries, of which some find no room
+        other = random_place(rng, size, (20, 36), -10, np.pi)
+        if len(places) < 5 and apart(other, places):
             places.append(other)
             paint_object(canvas, OTHERS[rng.integers(len(OTHERS))], other, rng)
-    mask = paint_object(canvas, OUTLINES[label], place, rng)
-    canvas += 0.015 * rng.standard_normal((size, size, 1), np.float32)
+    mask = paint_object(canvas, OBJECTS[label], place, rng)
+    canvas += 0.05 * (rng.random((size, size, 1), np.float32) - 0.5)
     heatmap = blur(mask, ImageFilter.GaussianBlur(HEATMAP_BLUR))
     return Picture(np.asarray(to_image(canvas)), np.asarray(to_image(heatmap / heatmap.max())), label)
 
@@ -294,28 +209,14 @@ def encode_example(picture: Picture) -> bytes:
     return example.SerializeToString(deterministic=True)
 
 
-def masked_crc(data: bytes) -> int:
-    """TFRecord's checksum: CRC-32C rotated right by 15 bits plus a constant (tensorflow/core/lib/hash/crc32c.h)."""
-    crc = google_crc32c.value(data)
-    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
-
-
-def write_records(path: Path, records: Iterable[bytes]) -> None:
-    """Writes a TFRecord file; it appears under its name only when it is complete."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        for record in records:
-            length = struct.pack("<Q", len(record))
-            file.write(length + struct.pack("<I", masked_crc(length)) + record + struct.pack("<I", masked_crc(record)))
-    os.replace(partial, path)
-
-
 def write_sample(folder: Path, *, count: int = 128, shards: int = 2, seed: int = 0) -> list[Path]:
     """Draws `count` pictures of the split "sample" into `folder`/val-0.tfrecords, val-1.tfrecords, ..."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"val-{shard}.tfrecords" for shard in range(shards)]
     for path, indices in zip(paths, np.array_split(np.arange(count), shards), strict=True):
-        write_records(path, (encode_example(draw("sample", int(index), seed=seed)) for index in indices))
+        partial = path.with_name(f"{path.name}.partial")
+        write_records(partial, (encode_example(draw("sample", int(index), seed=seed)) for index in indices))
+        os.replace(partial, path)  # a shard under its name is complete
     return paths
 
 

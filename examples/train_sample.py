@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from draw_sample import CLASSES, SIZE, draw, encode_example, write_records
+from draw_sample import CLASSES, SIZE, draw, encode_example
 from flax import nnx
 from jax import Array
 from jax.typing import ArrayLike
@@ -30,14 +30,15 @@ from orbax.checkpoint import v1 as ocp
 from PIL import Image
 
 from dcls_jax.eval import clickme
-from dcls_jax.layers import DclsConfig
+from dcls_jax.eval.records import write_records
+from dcls_jax.layers import DclsConfig, Positions
 from dcls_jax.models import Backbone, Transform, create_model, save_weights
 from dcls_jax.training import clamp_positions, optimiser
 
 Batch = tuple[np.ndarray, np.ndarray]  # images (B, side, side, 3), labels (B,); also one of each
 State = dict[str, Any]  # "params", "optimiser": pytrees of arrays
 
-SMALL = 128  # pixels
+SMALL = 160  # pixels
 CROP = 224  # pixels, what the models' transform keeps of SIZE
 # What `create_model("convnext_tiny", ...)` is given, besides the number of classes.
 SHAPE = {"depths": (1, 1, 2, 1), "dims": (8, 24, 64, 128), "layer_scale_init_value": 1.0}
@@ -51,16 +52,18 @@ MODELS: dict[str, dict[str, Any]] = {
 class Recipe:
     """How one model is trained: AdamW, a linear warm-up, then a cosine down to zero.
 
-    The first `small_steps` see pictures of 128 x 128 pixels, which the object fills: a third of the time a step, and
-    few distractors. The rest see those of the evaluation.
+    The first `small_steps` see pictures of 160 x 160 pixels, with one or two distractors, at half the cost: the object
+    must be seen before it can be found. The rest see pictures like the evaluation's. position_spread: how far apart
+    the elements of DCLS kernels start, as a multiple of the package's initialisation.
     """
 
-    steps: int = 1800
-    small_steps: int = 1300
+    steps: int = 1600
+    small_steps: int = 900
     batch_size: int = 32
     learning_rate: float = 2e-3
     warmup_steps: int = 30
     weight_decay: float = 0.05
+    position_spread: float = 5.0
     save_every: int = 100
     seed: int = 0
 
@@ -104,6 +107,18 @@ def normalise(images: ArrayLike, transform: Transform) -> Array:
     return (jnp.asarray(images, jnp.float32) / 255 - jnp.array(transform.mean)) / jnp.array(transform.std)
 
 
+def spread_positions(model: nnx.Module, factor: float) -> None:
+    """Draws the elements of every DCLS kernel apart, in place, up to the border of its grid.
+
+    They start within a cell of the centre, where a DCLS sees little more than one pixel; a short run has no time for
+    them to part by themselves.
+    """
+    for _, module in nnx.iter_modules(model):
+        if isinstance(module, Positions):
+            module.P[...] *= factor
+            module.clamp()
+
+
 def make_step(
     graphdef: nnx.GraphDef, transform: Transform, optimise: optax.GradientTransformation
 ) -> Callable[[State, ArrayLike, ArrayLike], tuple[State, dict[str, Array]]]:
@@ -132,6 +147,7 @@ def train(name: str, config: dict[str, Any], recipe: Recipe, folder: Path) -> tu
     """
     rngs = nnx.Rngs(recipe.seed)
     model = create_model("convnext_tiny", num_classes=len(CLASSES), rngs=rngs, **config)
+    spread_positions(model, recipe.position_spread)
     graphdef, params = nnx.split(model)
     rate = optax.warmup_cosine_decay_schedule(0.0, recipe.learning_rate, recipe.warmup_steps, recipe.steps)
     optimise = optax.chain(optax.clip_by_global_norm(1.0), optimiser(rate, recipe.weight_decay))

@@ -1,35 +1,31 @@
 """Closed forms and identities that the gradient methods must satisfy."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
-from dcls_jax.cam import explain, grad_cam, postprocess, study_maps, threshold_grad_cam
-from dcls_jax.cam.targets import scores
-
-
-class PooledLinear(nnx.Module):
-    """Features are the image itself; global average pooling and a linear head."""
-
-    def __init__(self, channels=3, classes=5):
-        rngs = nnx.Rngs(0)
-        self.fc = nnx.Linear(channels, classes, rngs=rngs)
-        self.fc.bias[...] = jnp.arange(classes, dtype=jnp.float32)
-
-    def features(self, images):
-        return images
-
-    def head(self, activations):
-        return self.fc(activations.mean((1, 2)))
-
-
-class Cubic(PooledLinear):
-    """A head whose gradient varies over space."""
-
-    def head(self, activations):
-        return self.fc((activations**3).mean((1, 2)))
+from dcls_jax.cam import explain, postprocess, study_maps
+from dcls_jax.cam.gradient import (
+    activations_and_gradients,
+    cam,
+    elementwise,
+    finer_cam,
+    grad_cam,
+    grad_cam_pp,
+    hires_cam,
+    integrated_grad_cam,
+    layer_cam,
+    random_cam,
+    shapley_cam,
+    smooth_grad_cam_pp,
+    threshold_grad_cam,
+    xgrad_cam,
+)
+from dcls_jax.cam.targets import Contrast, Negative, Probability, Rest, scores
+from tests.cam.toys import ConvNet, Cubic, Flattened, PooledLinear
 
 
 @pytest.fixture
@@ -38,6 +34,23 @@ def images():
 
 
 LABELS = jnp.array([0, 4, 2, 2])
+KEY = jax.random.key(7)
+
+METHODS = {
+    "grad_cam": grad_cam,
+    "hires_cam": hires_cam,
+    "elementwise": elementwise,
+    "layer_cam": layer_cam,
+    "threshold_grad_cam": threshold_grad_cam,
+    "xgrad_cam": xgrad_cam,
+    "grad_cam_pp": grad_cam_pp,
+    "grad_cam_pp_normalised": partial(grad_cam_pp, normalised=True),
+    "smooth_grad_cam_pp": partial(smooth_grad_cam_pp, key=KEY, samples=2),
+    "shapley_cam": shapley_cam,
+    "integrated_grad_cam": partial(integrated_grad_cam, steps=3),
+    "finer_cam": finer_cam,
+}
+every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 
 
 def test_grad_cam_of_a_pooled_linear_head_is_the_closed_form(images, assert_close):
@@ -125,5 +138,237 @@ def test_study_threshold_map_of_a_dead_image_is_its_floor():
     np.testing.assert_allclose(maps, 0.3)
 
 
-def test_bfloat16_gives_finite_maps(images):
-    assert jnp.isfinite(grad_cam(PooledLinear(), images.astype(jnp.bfloat16), LABELS)).all()
+@pytest.mark.parametrize("method", [grad_cam, hires_cam, xgrad_cam, shapley_cam])
+def test_pooled_linear_heads_have_one_map(method, images, assert_close):
+    model = PooledLinear()
+    assert_close(30 * jax.jit(method)(model, images, LABELS), cam(model, images, LABELS), 1e-5)
+
+
+def test_cam_of_all_classes_sums_to_the_logits(images, assert_close):
+    model = PooledLinear()
+    maps = jax.jit(cam)(model, images)
+    assert_close(maps, jnp.einsum("bhwk,kc->bchw", images, model.fc.kernel[...]), 1e-6)
+    assert_close(maps.mean((2, 3)) + model.fc.bias[...], model.head(images), 1e-5)
+    assert_close(cam(model, images, LABELS), maps[jnp.arange(4), LABELS], 1e-6)
+    soft = jax.random.uniform(KEY, (4, 5))
+    assert_close(cam(model, images, soft), jnp.einsum("bc,bchw->bhw", soft, maps), 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("model", "targets"), [(Cubic(), None), (Cubic(), LABELS), (ConvNet(), None), (PooledLinear(), Probability(LABELS))]
+)
+def test_cam_refuses_what_is_not_affine(images, model, targets):
+    for run in (cam, jax.jit(cam)):
+        with pytest.raises(ValueError, match="affine score, which it is not from layer 'features'"):
+            run(model, images, targets)
+
+
+def test_hires_cam_of_a_flattened_linear_head_sums_to_the_logit(images, assert_close):
+    model, images = Flattened(), images[:, :4, :4]
+    logits = scores(model.head(images), LABELS) - LABELS
+    assert_close(hires_cam(model, images, LABELS).sum((1, 2)), logits, 1e-5)
+    assert jnp.abs(grad_cam(model, images, LABELS).sum((1, 2)) - logits).max() > 0.1
+
+
+@pytest.mark.parametrize("model", [Cubic(), ConvNet(activation=jax.nn.gelu)])
+def test_xgrad_cam_conserves_the_sum_of_gradient_times_activation(images, model, assert_close):
+    maps = [jax.jit(method)(model, images, LABELS).sum((1, 2)) for method in (xgrad_cam, hires_cam)]
+    assert_close(maps[0], maps[1], 1e-4)
+
+
+def test_xgrad_cam_of_a_channel_that_cancels_is_finite(images, assert_close):
+    signed = images.at[..., 1].set(jnp.where(jnp.arange(6)[:, None] % 2 == 0, 1.0, -1.0))
+    model = Cubic()
+    a, g = activations_and_gradients(model, signed, LABELS)
+    rest = jax.jit(xgrad_cam)(model, signed.at[..., 1].set(0), LABELS)
+    assert_close(
+        jax.jit(xgrad_cam)(model, signed, LABELS) - rest, g[..., 1].mean((1, 2), keepdims=True) * a[..., 1], 1e-4
+    )
+
+
+def test_layer_cam_takes_positive_gradients_only(images, assert_close):
+    model = PooledLinear()
+    weights = jax.nn.relu(model.fc.kernel[...].T[LABELS]) / 30
+    assert_close(layer_cam(model, images, LABELS), jnp.einsum("bhwk,bk->bhw", images, weights), 1e-6)
+    positive = jnp.abs(images)
+    maps = layer_cam(Cubic(), positive, LABELS)
+    assert (maps >= 0).all()
+    assert (maps >= jax.nn.relu(hires_cam(Cubic(), positive, LABELS)) - 1e-7).all()
+
+
+def test_elementwise_is_threshold_where_the_gradient_is_constant(images, assert_close):
+    assert_close(elementwise(PooledLinear(), images, LABELS), threshold_grad_cam(PooledLinear(), images, LABELS), 1e-6)
+
+
+def test_grad_cam_pp_of_a_pooled_linear_head_has_closed_forms(images, assert_close):
+    model, a = PooledLinear(), jnp.abs(images)
+    w = model.fc.kernel[...].T[LABELS] / 30
+    equation_19 = 30 * jax.nn.relu(w) / (2 + a.sum((1, 2)) * w)
+    assert_close(grad_cam_pp(model, a, LABELS), jnp.einsum("bhwk,bk->bhw", a, equation_19), 1e-5)
+    authors = grad_cam_pp(model, a, LABELS, normalised=True)
+    assert_close(authors, jnp.einsum("bhwk,bk->bhw", a, jax.nn.relu(w)), 1e-5)
+    assert_close(authors, layer_cam(model, a, LABELS), 1e-5)
+
+
+def test_epsilon_of_grad_cam_pp_swallows_small_gradients(images, assert_close):
+    model, a = PooledLinear(), 1e-3 * jnp.abs(images)  # S(A) g is small: the map is linear in the gradient
+    small = 1e-2 * jax.nn.one_hot(LABELS, 5)
+    exact = grad_cam_pp(model, a, small)
+    assert_close(exact, 1e-2 * grad_cam_pp(model, a, LABELS), 0.02)
+    assert grad_cam_pp(model, a, small, epsilon=1e-6).max() < 0.5 * exact.max()
+
+
+def test_smooth_grad_cam_pp_without_noise_is_grad_cam_pp(images, assert_close):
+    model = Cubic()
+    smooth = jax.jit(partial(smooth_grad_cam_pp, noise=0.0))(model, images, LABELS, key=KEY)
+    assert_close(smooth, grad_cam_pp(model, images, LABELS), 1e-5)
+
+
+def test_noise_is_that_of_the_key_alone(images, assert_close):
+    smooth = jax.jit(partial(smooth_grad_cam_pp, Cubic(), samples=2))
+    keys = jax.random.split(KEY, 4)
+    own = smooth(images, LABELS, key=keys)
+    alike = smooth(images, LABELS, key=keys[1])
+    assert_close(own[1], alike[1], 1e-5)
+    assert jnp.abs(own[0] - alike[0]).max() > 1e-3
+
+
+def test_random_cam_weighs_channels_by_its_key(images, assert_close):
+    weights = jax.random.uniform(KEY, (3,), minval=-1, maxval=1)
+    assert_close(random_cam(PooledLinear(), images, key=KEY), images @ weights, 1e-6)
+    own = random_cam(PooledLinear(), images, LABELS, key=jax.random.split(KEY, 4))
+    assert_close(own[1:2], random_cam(PooledLinear(), images[1:2], key=jax.random.split(KEY, 4)[1]), 1e-6)
+
+
+def test_shapley_cam_subtracts_half_the_curvature(images, assert_close):
+    # y = sum w a^3 / Z: g = 3 w a^2 / Z and H A = 6 w a^2 / Z, so that g - H A / 2 vanishes
+    assert jnp.abs(shapley_cam(Cubic(), images, LABELS)).max() < 1e-6
+
+    def squares(logits):
+        return logits[3] ** 2
+
+    # y = (w . <a> + b)^2: g = 2 y' w / Z and H A = 2 (w . <a>) w / Z
+    model = PooledLinear()
+    w, linear = model.fc.kernel[:, 3], images.mean((1, 2)) @ model.fc.kernel[:, 3]
+    expected = (2 * (linear + 3) - linear)[:, None, None] * (images @ w) / 30
+    assert_close(shapley_cam(model, images, squares), expected, 1e-5)
+
+
+def test_shapley_cam_is_grad_cam_for_piecewise_linear_heads(images, assert_close):
+    model = ConvNet()
+    shapley, plain = jax.jit(shapley_cam), jax.jit(grad_cam)
+    assert_close(shapley(model, images, LABELS), plain(model, images, LABELS), 1e-6)
+    for curved in (Probability(LABELS), Rest(LABELS)):
+        expected = plain(model, images, curved)
+        assert jnp.abs(shapley(model, images, curved) - expected).max() > 1e-3 * jnp.abs(expected).max()
+
+
+def test_integrated_grad_cam_of_a_homogeneous_network_is_grad_cam(images, assert_close):
+    # The activation grows with the step, t / m of the image's, and the gradient stays: mean of t / m is (m - 1) / 2m.
+    model = ConvNet(bias=False)
+    maps = jax.jit(partial(integrated_grad_cam, steps=8))(model, images, LABELS)
+    assert_close(maps, 7 / 16 * jax.nn.relu(jax.jit(grad_cam)(model, images, LABELS)), 1e-5)
+
+
+def test_integrated_grad_cam_counts_from_its_baselines(images, assert_close):
+    model = ConvNet()
+    run = jax.jit(integrated_grad_cam, static_argnames=("steps", "activation_baseline"))
+    assert not run(model, images, LABELS, steps=2, baseline=images, activation_baseline=None).any()
+    # one step is the baseline itself
+    grey = run(model, images, LABELS, steps=1, baseline=0.5)
+    assert_close(grey, jax.nn.relu(jax.jit(grad_cam)(model, jnp.full_like(images, 0.5), LABELS)), 1e-5)
+    coarse, fine = (run(model, images, LABELS, steps=steps) for steps in (100, 200))
+    assert_close(coarse, fine, 0.02)
+    with pytest.raises(ValueError, match=r"steps \(=0\)"):
+        integrated_grad_cam(model, images, LABELS, steps=0)
+
+
+def test_finer_cam_contrasts_with_the_nearest_classes(images, assert_close):
+    model = PooledLinear()
+    order = jnp.argsort(jnp.abs(model.head(images) - scores(model.head(images), LABELS)[:, None]), axis=1)
+    references = order[:, 1:3]
+    maps = [grad_cam(model, images, references[:, i]) for i in range(2)]
+    finer = partial(finer_cam, model, images, LABELS, count=2, weighted=False)
+    assert_close(finer(strength=0.6), grad_cam(model, images, LABELS) - 0.3 * (maps[0] + maps[1]), 1e-5)
+    assert_close(finer(strength=0.0), grad_cam(model, images, LABELS), 1e-6)
+    weighted = finer_cam(model, images, LABELS, count=2, base=layer_cam)
+    assert_close(weighted, layer_cam(model, images, Contrast(LABELS, references, weighted=True)), 1e-6)
+    with pytest.raises(ValueError, match="expected int labels"):
+        finer_cam(model, images, jax.nn.one_hot(LABELS, 5))
+
+
+def test_counterfactual_maps(images, assert_close):
+    model = Cubic()
+    assert_close(grad_cam(model, images, Negative(LABELS)), -grad_cam(model, images, LABELS), 1e-6)
+    against = layer_cam(model, images, Negative(LABELS))
+    assert_close(layer_cam(model, images, LABELS) - against, hires_cam(model, images, LABELS), 1e-5)
+
+
+@every_method
+def test_batch_is_loop_is_jit(method, images, assert_close):
+    model = ConvNet()
+    jitted = jax.jit(method)
+    together = jitted(model, images, LABELS)
+    assert together.shape == (4, 6, 5)
+    assert together.dtype == images.dtype
+    loop = [jitted(model, images[i : i + 1], LABELS[i : i + 1]) for i in range(4)]
+    assert_close(jnp.concatenate(loop), together, 1e-5)
+    assert_close(method(model, images, LABELS), together, 1e-4)
+
+
+@every_method
+def test_maps_are_finite_whatever_comes_in(method, images):
+    odd = jnp.stack([jnp.zeros_like(images[0]), jnp.ones_like(images[0]), -jnp.abs(images[0]), 1e-15 * images[0]])
+    for model, dtype in ((Cubic(), jnp.float32), (ConvNet(), jnp.float32), (ConvNet(), jnp.bfloat16)):
+        assert jnp.isfinite(jax.jit(method)(model, odd.astype(dtype), LABELS)).all()
+
+
+@every_method
+def test_a_class_without_weights_has_a_zero_map(method, images):
+    model = Cubic()
+    model.fc.kernel[...] = jnp.zeros_like(model.fc.kernel[...])
+    assert not jax.jit(method)(model, images, LABELS).any()
+
+
+@every_method
+def test_mirrored_and_shuffled_channels_change_nothing_else(method, images, assert_close):
+    if method is METHODS["smooth_grad_cam_pp"]:
+        method = partial(method, noise=0.0)
+    model, other = Cubic(), Cubic()
+    order = jnp.array([2, 0, 1])
+    other.fc.kernel[...] = model.fc.kernel[order]
+    maps = jax.jit(method)(model, images, LABELS)
+    assert_close(jax.jit(method)(other, images[..., order], LABELS), maps, 1e-5)
+    assert_close(jax.jit(method)(model, images[:, :, ::-1], LABELS)[:, :, ::-1], maps, 1e-5)
+
+
+@every_method
+def test_a_bias_of_the_logits_changes_nothing(method, images, assert_close):
+    model, other = ConvNet(), ConvNet()
+    other.fc.bias[...] = other.fc.bias[...] + 3
+    assert_close(jax.jit(method)(other, images, LABELS), jax.jit(method)(model, images, LABELS), 1e-5)
+
+
+@every_method
+def test_classes_are_told_apart(method):
+    # channel 0 fires on the left and speaks for class 0, channel 1 on the right and for class 1
+    model = PooledLinear(channels=2, classes=2)
+    model.fc.kernel[...] = 2 * jnp.eye(2) - 1
+    model.fc.bias[...] = jnp.zeros(2)
+    image = jnp.zeros((1, 4, 4, 2)).at[:, :, :2, 0].set(1).at[:, :, 2:, 1].set(1)
+    finer = {"count": 1} if method is finer_cam else {}
+    maps = jax.jit(partial(method, **finer))(model, jnp.concatenate([image, image]), jnp.array([0, 1]))
+    assert maps[0, :, :2].min() > maps[0, :, 2:].max()
+    assert maps[1, :, 2:].min() > maps[1, :, :2].max()
+
+
+@pytest.mark.parametrize("method", [grad_cam, xgrad_cam, grad_cam_pp])
+def test_space_may_have_any_number_of_axes(method, images, assert_close):
+    class Anywhere(Cubic):
+        def head(self, activations):
+            return self.fc((activations**3).mean(tuple(range(1, activations.ndim - 1))))
+
+    run = jax.jit(method)
+    maps = run(Anywhere(), images, LABELS)
+    assert_close(run(Anywhere(), images.reshape(4, 30, 3), LABELS).reshape(4, 6, 5), maps, 1e-5)
+    assert_close(run(Anywhere(), images.reshape(4, 3, 2, 5, 3), LABELS).reshape(4, 6, 5), maps, 1e-5)

@@ -55,20 +55,83 @@ def weights(tmp_path_factory):
     return folder
 
 
-def test_cam_writes_grid_maps_and_manifest(monkeypatch, tmp_path, weights):
-    picture = tmp_path / "noise.png"
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 90, 3), np.uint8)).save(picture)
-    (tmp_path / "text.png").write_text("no picture")
-    options = ["--model", "convnext_tiny", "--weights", weights, "--num-classes", 4, "--out", tmp_path / "out"]
-    assert run(monkeypatch, "cam", picture, picture, *options, "--target", 2, "--layer", "stages.2") == 0
-    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+@pytest.fixture
+def picture(tmp_path):
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 90, 3), np.uint8)).save(tmp_path / "noise.png")
+    return tmp_path / "noise.png"
+
+
+@pytest.fixture
+def cam(monkeypatch, tmp_path, weights):
+    """Exit code of `dcls-jax cam` with these arguments, and what it wrote."""
+
+    def command(*arguments):
+        options = ["--model", "convnext_tiny", "--weights", weights, "--num-classes", 4, "--out", tmp_path / "out"]
+        code = run(monkeypatch, "cam", *arguments, *options)
+        if code:
+            return code, {}, {}
+        return 0, json.loads((tmp_path / "out" / "manifest.json").read_text()), np.load(tmp_path / "out" / "maps.npz")
+
+    return command
+
+
+def test_cam_writes_grid_maps_and_manifest(cam, tmp_path, picture):
+    code, manifest, maps = cam(picture, picture, "--target", 2, "--layer", "stages.2")
+    assert code == 0
     assert [entry["class"] for entry in manifest["pictures"]] == [2, 2]
-    maps = np.load(tmp_path / "out" / "maps.npz")
+    assert manifest["layers"] == ["stages.2"]
+    assert manifest["weights"].endswith("tiny")
     assert maps["grad_cam"].shape == maps["threshold_grad_cam"].shape == (2, 14, 14)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["manifest.json", "maps.npz", "maps.png"]
-    for wrong in (["--methods", "grad_cam,magic"], ["--layer", "stages.9"], ["--target", 4]):
-        assert run(monkeypatch, "cam", picture, *options, *wrong) == 1
-    assert run(monkeypatch, "cam", tmp_path / "text.png", *options) == 1
+
+
+def test_cam_explains_the_most_probable_classes_at_several_layers(cam, picture):
+    layers = ["--layer", "stages.1", "--layer", "stages.2"]
+    code, manifest, maps = cam(picture, "--methods", "fem, eigen_cam", "--top-k", 3, *layers, "--style", "signed")
+    assert code == 0
+    probabilities = [entry["probability"] for entry in manifest["pictures"]]
+    assert len({entry["class"] for entry in manifest["pictures"]}) == 3
+    assert probabilities == sorted(probabilities, reverse=True)
+    shapes = {name: maps[name].shape for name in maps}
+    small, large = (3, 14, 14), (3, 28, 28)
+    assert shapes == {
+        "fem@stages.1": large,
+        "fem@stages.2": small,
+        "eigen_cam@stages.1": large,
+        "eigen_cam@stages.2": small,
+    }
+    assert manifest["maps"] == {name: list(shape) for name, shape in shapes.items()}
+
+
+def test_cam_combines_layers(cam, picture):
+    layers = ["--layer", "stages.2", "--layer", "stages.3"]
+    code, _, maps = cam(picture, "--methods", "grad_cam", *layers, "--combine", "product", "--style", "contour")
+    assert code == 0
+    assert {name: maps[name].shape for name in maps} == {"grad_cam@stages.2+stages.3": (1, 14, 14)}
+    assert 0 <= maps["grad_cam@stages.2+stages.3"].min() <= maps["grad_cam@stages.2+stages.3"].max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (["--methods", "grad_cam,magic"], "methods hold 'magic', expected some of grad_cam"),
+        (["--methods", ""], "methods hold ''"),
+        (["--layer", "stages.9"], "the nearest are stages."),
+        (["--target", "4"], "label 4, but the model has classes 0 to 3"),
+        (["--target", "1", "--top-k", "2"], "target (=1) and top_k (=2) exclude each other"),
+        (["--top-k", "5"], "top_k (=5) must be from 1 to the model's 4 classes"),
+    ],
+)
+def test_cam_refuses_what_does_not_fit(cam, capsys, tmp_path, picture, wrong, message):
+    assert cam(picture, *wrong)[0] == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_cam_names_a_file_that_is_no_picture(cam, capsys, tmp_path, picture):
+    (tmp_path / "text.png").write_text("no picture")
+    assert cam(picture, tmp_path / "text.png")[0] == 1
+    assert "text.png is not a picture" in capsys.readouterr().err
 
 
 def test_converter_is_the_same_command(tmp_path):

@@ -33,8 +33,20 @@ def test_pictures_depend_on_split_index_and_seed_alone():
     for other in (draw("held_out", 3), draw("train", 13), draw("train", 3, seed=1)):
         assert other.label == first.label == 3
         assert (other.image != first.image).mean() > 0.5
+
+
+def test_what_cannot_be_drawn():
     with pytest.raises(ValueError, match="split"):
         draw("validation", 0)
+    with pytest.raises(ValueError, match="size"):
+        draw("train", 0, size=159)
+
+
+def test_small_pictures():
+    image, heatmap, label = draw("train", 7, size=160)
+    assert image.shape == (160, 160, 3)
+    assert heatmap.shape == (160, 160)
+    assert label == 7
 
 
 @pytest.mark.parametrize("index", range(20))

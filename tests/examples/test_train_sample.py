@@ -3,9 +3,10 @@ import numpy as np
 import pytest
 import train_sample
 from flax import nnx
-from train_sample import Recipe, train
+from train_sample import Recipe, spread_positions, train
 
 from dcls_jax.layers import DclsConfig
+from dcls_jax.models import create_model
 
 TINY = {"depths": (1,), "dims": (4,), "dcls": DclsConfig(3, 5, "v1")}
 RECIPE = Recipe(steps=4, small_steps=3, batch_size=2, learning_rate=1e-2, warmup_steps=1, save_every=2)
@@ -35,3 +36,12 @@ def test_a_killed_run_ends_with_the_same_parameters(tmp_path, monkeypatch, capsy
     assert "goes on from step 2" in capsys.readouterr().out
     assert [entry["step"] for entry in resumed_history] == [2, 4]
     jax.tree.map(np.testing.assert_array_equal, nnx.state(resumed), nnx.state(whole))
+
+
+def test_spread_positions_stay_on_the_grid():
+    model = create_model("convnext_tiny", num_classes=10, **TINY)
+    before = model.stages[0].positions.P[...]
+    spread_positions(model, 100.0)
+    after = model.stages[0].positions.P[...]
+    np.testing.assert_allclose(after, np.clip(100 * before, -2, 2), rtol=1e-6)
+    assert np.abs(after).max() == 2

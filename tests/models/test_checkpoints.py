@@ -77,6 +77,7 @@ def test_swap_positions_exchanges_rows_and_columns(model, assert_close):
     assert_close(kernels[1], kernels[0].transpose(1, 0, 2, 3), 1e-6)
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("wrapper", ["state_dict", "model", "module.", "model_ema", "state_dict_ema"])
 def test_wrappers_of_published_files(model, tmp_path, wrapper):
     torch = pytest.importorskip("torch")
@@ -97,6 +98,7 @@ class Malicious:
         return (pathlib.Path.touch, (pathlib.Path("/tmp/dcls_jax_was_here"),))
 
 
+@pytest.mark.parity
 def test_pickled_code_is_not_run(model, tmp_path):
     torch = pytest.importorskip("torch")
     torch.save({"state_dict": {}, "args": Malicious()}, tmp_path / "bad.pth")

@@ -1,0 +1,189 @@
+"""Guided backpropagation and FullGrad, which both run a model under rules of their own."""
+
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from dcls_jax import DclsConfig
+from dcls_jax.cam.fullgrad import full_grad, full_gradients
+from dcls_jax.cam.gradient import grad_cam
+from dcls_jax.cam.guided import guide, guided_backprop, guided_grad_cam
+from dcls_jax.cam.targets import Probability, scores
+from dcls_jax.models import create_model
+from tests.cam.toys import ConvNet, PooledLinear
+from tests.conftest import DATA
+
+LABELS = jnp.array([0, 4])
+
+
+@pytest.fixture
+def images():
+    return jax.random.normal(jax.random.key(0), (2, 6, 5, 3))
+
+
+def plain_gradient(model, images):
+    return jax.grad(lambda x: scores(model.head(model.features(x)), LABELS).sum())(images)
+
+
+class Normalised(nnx.Module):
+    """All that a piecewise linear network may have: padding, pooling, shortcuts, batch normalisation, leaky ReLU."""
+
+    def __init__(self):
+        rngs = nnx.Rngs(2)
+        random = {"bias_init": nnx.initializers.normal(0.5), "rngs": rngs}
+        self.conv1 = nnx.Conv(3, 4, (3, 3), **random)
+        self.norm = nnx.BatchNorm(4, use_running_average=True, **random)
+        self.norm.mean[...] = jnp.array([0.3, -0.2, 0.1, 0.5])
+        self.norm.var[...] = jnp.array([0.5, 2.0, 1.0, 3.0])
+        self.conv2 = nnx.Conv(4, 4, (1, 1), **random)
+        self.fc = nnx.Linear(8, 5, **random)
+
+    def features(self, images):
+        x = jax.nn.relu(self.norm(self.conv1(images)))
+        return nnx.max_pool(x, (2, 2), strides=(1, 1))
+
+    def head(self, activations):
+        x = (
+            activations
+            + jax.nn.leaky_relu(self.conv2(jnp.pad(activations, ((0, 0), (1, 0), (1, 0), (0, 0)))))[:, 1:, 1:]
+        )
+        pooled = jnp.concatenate([x.mean((1, 2)), x.max((1, 2))], axis=1)
+        return self.fc(jnp.where(pooled > 0.1, pooled - 0.1, 0))
+
+
+@pytest.mark.parametrize("relu", [jax.nn.relu, jax.jit(lambda x: jnp.maximum(0.0, x)), nnx.relu])
+def test_guided_gradient_passes_where_input_and_gradient_are_positive(relu):
+    x = jnp.array([-1.0, 0.0, 1.0, 2.0, 3.0])
+    g = jnp.array([1.0, 1.0, 1.0, -1.0, 2.0])
+    value, pull_back = jax.vjp(guide(relu), x)
+    np.testing.assert_array_equal(value, [0, 0, 1, 2, 3])
+    np.testing.assert_array_equal(pull_back(g)[0], [0, 0, 1, 0, 2])
+
+
+def test_guided_relu_is_reached_inside_others(assert_close):
+    x = jnp.array([-1.0, 1.0, 2.0, 7.0])
+    # squared: 2 relu(x) first, then the gate; ReLU6: closed above 6 too
+    assert_close(jax.grad(lambda x: guide(lambda x: jnp.square(jax.nn.relu(x)))(x).sum())(x), [0, 2, 4, 14], 1e-6)
+    assert_close(jax.grad(lambda x: guide(lambda x: -jnp.square(jax.nn.relu(x)))(x).sum() + x.sum())(x), [1] * 4, 1e-6)
+    assert_close(jax.grad(lambda x: guide(jax.nn.relu6)(x).sum())(x), [0, 1, 1, 0], 1e-6)
+
+
+def test_guided_backprop_of_a_two_layer_net(images, assert_close):
+    """By hand: every layer's gradient through the gates, in the order of the network."""
+    model = ConvNet()
+    z1 = model.conv1(images)
+    z2, to_first = jax.vjp(model.conv2, jax.nn.relu(z1))
+    weights = model.fc.kernel[...].T[LABELS][:, None, None] / (z2.shape[1] * z2.shape[2])
+    g2 = jax.nn.relu(jnp.broadcast_to(weights, z2.shape)) * (z2 > 0)
+    g1 = jax.nn.relu(to_first(g2)[0]) * (z1 > 0)
+    expected = jax.vjp(model.conv1, images)[1](g1)[0]
+    assert_close(jax.jit(guided_backprop)(model, images, LABELS), expected, 1e-5)
+    assert jnp.abs(expected - plain_gradient(model, images)).max() > 0.1 * jnp.abs(expected).max()
+
+
+@pytest.mark.parametrize("activation", [jax.nn.gelu, jax.nn.silu, jnp.tanh])
+def test_without_relu_guided_backprop_is_the_gradient(images, activation, assert_close):
+    model = ConvNet(activation=activation)
+    assert_close(jax.jit(guided_backprop)(model, images, LABELS), jax.jit(plain_gradient)(model, images), 1e-5)
+
+
+def test_guided_backprop_refuses_what_it_cannot_reach(images):
+    scanned = SimpleNamespace(
+        features=lambda x: jax.lax.scan(lambda c, _: (jax.nn.relu(c), None), x, None, length=2)[0],
+        head=lambda a: a.mean((1, 2)),
+    )
+    with pytest.raises(ValueError, match="cannot reach a ReLU inside scan"):
+        guided_backprop(scanned, images, jnp.array([0, 1]))
+
+
+def test_guided_grad_cam_is_zero_where_the_map_is(images, assert_close):
+    model = ConvNet()
+    maps = jax.nn.relu(jax.jit(grad_cam)(model, images, LABELS))
+    guided = jax.jit(guided_grad_cam)(model, images, LABELS)
+    assert_close(guided, jax.jit(guided_backprop)(model, images, LABELS) * maps[..., None], 1e-6)  # nothing to resize
+    assert (maps == 0).any()
+    assert not guided[maps == 0].any()
+
+
+@pytest.mark.parametrize("model", [Normalised(), ConvNet(), ConvNet(bias=False)])
+def test_terms_of_full_grad_sum_to_the_score(model, images, assert_close):
+    terms = jax.jit(full_gradients)(model, images, LABELS)
+    logits = scores(model.head(model.features(images)), LABELS)
+    assert_close(sum(term.sum(tuple(range(1, term.ndim))) for term in terms), logits, 1e-5)
+    assert_close(terms[0], images * plain_gradient(model, images), 1e-5)
+
+
+def test_terms_of_a_resnet_with_dcls_sum_to_the_score(assert_close):
+    golden = DATA / "golden" / "resnet_dcls_v1.weights.safetensors"
+    config = {"depths": (2, 1, 1, 1), "dims": (8, 12, 16, 24), "num_classes": 10}
+    model = create_model("resnet50", dcls=DclsConfig(5, 7, "v1"), weights=golden, **config)
+    images = jax.random.normal(jax.random.key(1), (2, 32, 32, 3))
+    terms, logits = jax.jit(lambda model, x: (full_gradients(model, x, LABELS), model(x)))(model, images)
+    assert len(terms) == 1 + 20 + 1  # pixels, batch normalisations, classifier
+    assert_close(sum(term.sum(tuple(range(1, term.ndim))) for term in terms), scores(logits, LABELS), 1e-4)
+
+
+def test_full_grad_counts_each_bias_once(images, assert_close):
+    model = Normalised()
+    terms = jax.jit(full_gradients)(model, images, LABELS)
+    # the image, convolution with normalisation, second convolution, the 0.1 before the ReLU, the classifier
+    assert [term.shape[1:] for term in terms] == [(6, 5, 3), (6, 5, 4), (6, 5, 4), (8,), (5,)]
+    # a convolution and its normalisation share the implicit bias (b - mean) * scale / deviation + beta
+    norm = model.norm
+    factor = norm.scale[...] / jnp.sqrt(norm.var[...] + norm.epsilon)
+    implicit = (model.conv1.bias[...] - norm.mean[...]) * factor + norm.bias[...]
+
+    def after_norm(offset):
+        x = jax.nn.relu(norm(model.conv1(images)) + offset)
+        return scores(model.head(nnx.max_pool(x, (2, 2), strides=(1, 1))), LABELS).sum()
+
+    assert_close(terms[1], implicit * jax.grad(after_norm)(jnp.zeros_like(terms[1])), 1e-5)
+
+
+def test_full_grad_without_biases_is_input_times_gradient(images, assert_close):
+    model = ConvNet(bias=False)
+    product = jnp.abs(images * plain_gradient(model, images))
+    low, high = product.min((1, 2, 3), keepdims=True), product.max((1, 2, 3), keepdims=True)
+    assert_close(jax.jit(full_grad)(model, images, LABELS), ((product - low) / (high - low)).sum(-1), 1e-5)
+
+
+def test_full_grad_maps_are_finite_at_image_size(images):
+    for odd in (images, jnp.zeros_like(images), images.astype(jnp.bfloat16)):
+        maps = jax.jit(full_grad)(Normalised(), odd, LABELS)
+        assert maps.shape == (2, 6, 5)
+        assert jnp.isfinite(maps).all()
+        assert (maps >= 0).all()
+
+
+def test_full_grad_counts_what_it_does_not_differentiate(images, assert_close):
+    def steps(x):  # piecewise constant and added: a bias
+        return jax.nn.relu(x + (x > 0.5) + x.astype(jnp.int32).astype(x.dtype))
+
+    model = ConvNet(activation=steps)
+    terms = jax.jit(full_gradients)(model, images, LABELS)
+    total = sum(term.sum(tuple(range(1, term.ndim))) for term in terms)
+    assert_close(total, scores(model.head(model.features(images)), LABELS), 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("model", "targets", "operation"),
+    [
+        (ConvNet(activation=jax.nn.gelu), LABELS, "integer_pow|tanh|mul"),
+        (ConvNet(activation=jax.nn.silu), LABELS, "logistic"),
+        (ConvNet(activation=jax.nn.relu6), LABELS, "min"),
+        (ConvNet(activation=lambda x: jnp.where(x > 0, x, -1.0)), LABELS, "select_n"),
+        (PooledLinear(), Probability(LABELS), "max|exp"),
+    ],
+)
+def test_full_grad_refuses_what_is_not_piecewise_linear_through_its_biases(images, model, targets, operation):
+    with pytest.raises(ValueError, match=f"this one has ({operation}) of its activations"):
+        full_grad(model, images, targets)
+
+
+def test_full_grad_has_no_layer(images):
+    with pytest.raises(ValueError, match="layer"):
+        full_grad(ConvNet(), images, LABELS, layer="stem")

@@ -1,0 +1,86 @@
+"""Models that are not ours: two functions with parameters, a transformer in NNX, a module in Linen."""
+
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from dcls_jax.cam import DeadMapWarning, explain, from_functions, grad_cam, resize
+
+example = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[2] / "examples" / "explain_other_models.py")))
+
+
+def features(params, images, upto="end"):
+    return images @ params["mix"] if upto == "end" else images
+
+
+def head(params, activations, start="end"):
+    a = activations if start == "end" else activations @ params["mix"]
+    return a.mean((1, 2)) @ params["weights"]
+
+
+def functional(seed):
+    keys = jax.random.split(jax.random.key(seed))
+    return from_functions(
+        features, head, {"mix": jax.random.normal(keys[0], (3, 4)), "weights": jax.random.normal(keys[1], (4, 2))}
+    )
+
+
+def test_two_functions_are_a_model(assert_close):
+    images, model = jax.random.normal(jax.random.key(9), (2, 5, 6, 3)), functional(0)
+    weights = model.params["weights"].T[np.array([1, 0])]
+    expected = jnp.einsum("bhwc,bc->bhw", images @ model.params["mix"], weights) / 30
+    assert_close(explain(model, images, [1, 0]), expected, 1e-5)
+    # all is linear, so the map is the same before the mixture
+    assert_close(explain(model, images, [1, 0], layer="start"), expected, 1e-5)
+
+
+def test_parameters_are_leaves_and_compile_once():
+    traces = []
+
+    def counted(model, images, targets, *, layer=None):
+        traces.append(layer)
+        return grad_cam(model, images, targets, layer=layer)
+
+    images = jax.random.normal(jax.random.key(9), (2, 5, 6, 3))
+    maps = [explain(functional(seed), images, [1, 0], method=counted) for seed in (1, 2)]
+    assert len(traces) == 1
+    assert not np.allclose(maps[0], maps[1])
+    assert len(jax.tree.leaves(functional(0))) == 2
+
+
+@pytest.fixture(scope="module")
+def vit():
+    return example.ViT(rngs=nnx.Rngs(0))
+
+
+def test_every_cut_of_the_transformer_leads_to_the_same_logits(vit, assert_close):
+    images = jax.random.normal(jax.random.key(1), (2, 32, 32, 3))
+    expected = jax.jit(lambda model, x: model(x))(vit, images)
+    for cut in (None, "blocks.0", "blocks.2"):
+        through = jax.jit(lambda model, x: model.head(model.features(x, cut), cut))  # noqa: B023
+        assert_close(through(vit, images), expected, 1e-5)
+
+
+def test_a_class_token_leaves_the_last_blocks_patches_without_a_path(vit):
+    images = jax.random.normal(jax.random.key(1), (2, 32, 32, 3))
+    assert explain(vit, images).any()
+    with pytest.warns(DeadMapWarning, match="class token"):
+        maps = explain(vit, images, layer="blocks.2")
+    assert maps.shape == (2, 8, 8)
+    assert not maps.any()
+
+
+def test_the_example_runs_and_its_maps_find_the_square(tmp_path, capsys):
+    maps = example.main(str(tmp_path / "maps.png"), steps=60)
+    assert (tmp_path / "maps.png").read_bytes().startswith(b"\x89PNG")
+    assert "ViT   grad_cam       maps (4, 8, 8)" in capsys.readouterr().out
+    _, _, squares = example.draw(4, seed=10_000)
+    for name in ("ViT\ngrad_cam", "Linen\ngrad_cam"):
+        enlarged = np.asarray(resize(maps[name], 32))
+        assert all(m[s].mean() > m[~s].mean() for m, s in zip(enlarged, squares, strict=True))
