@@ -7,7 +7,7 @@ Both learn in seconds to name the colour of a square that lies anywhere on noise
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -154,7 +154,9 @@ def fit(model: Any, logits_of: Callable[[Any, Array], Array], *, steps: int) -> 
     return model
 
 
-def main(path: str = "explain_other_models.png", *, steps: int = 120) -> dict[str, np.ndarray]:
+def main(
+    path: str = "explain_other_models.png", *, methods: Sequence[str] = METHODS, steps: int = 120
+) -> dict[str, np.ndarray]:
     """Fit both models, explain both, write the picture; returns the maps by model and method."""
     models = {
         "ViT": fit(ViT(rngs=nnx.Rngs(0)), lambda model, x: model(x), steps=steps),
@@ -163,7 +165,7 @@ def main(path: str = "explain_other_models.png", *, steps: int = 120) -> dict[st
     images, labels, _ = draw(4, seed=10_000)
     maps = {}
     for name, model in models.items():
-        for method in METHODS:
+        for method in methods:
             start = time.perf_counter()
             maps[f"{name}\n{method}"] = np.asarray(explain(model, images, labels, method=method))
             shape = maps[f"{name}\n{method}"].shape
