@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,9 +26,6 @@ from timing import machine, minima
 from dcls_jax import freeze
 from dcls_jax.cam import METHODS, postprocess
 from dcls_jax.models import create_model
-
-if TYPE_CHECKING:
-    import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 os.environ["TQDM_DISABLE"] = "1"  # the peer's bars
@@ -79,7 +76,7 @@ class Bench(NamedTuple):
     graph: Any
     state: Any
     images: np.ndarray
-    peer: "torch.nn.Module"
+    peer: Any  # torch.nn.Module
     channels_last: bool
 
 
@@ -89,13 +86,13 @@ def ours(bench: Bench, name: str, batch: int, layer: str, options: dict[str, Any
     parameters = inspect.signature(method).parameters
     if "key" in parameters:
         options = options | {"key": jax.random.key(0)}
-    if "layer" in parameters:
+    if name != "full_grad":  # which looks at every layer
         options = options | {"layer": layer}
 
     @jax.jit
     def explain(state: Any, x: jax.Array) -> jax.Array:
         maps = method(nnx.merge(bench.graph, state), x, labels, **options)
-        return postprocess(maps, size=x.shape[1:3]) if maps.ndim == 3 else maps
+        return postprocess(maps, size=(x.shape[1], x.shape[2])) if maps.ndim == 3 else maps
 
     x = jnp.asarray(bench.images[:batch])
     return lambda: explain(bench.state, x)
@@ -144,7 +141,8 @@ def row(bench: Bench, name: str, layer: str, rounds: int) -> None:
     seconds = minima(candidates, rounds=rounds)
     own = 1e3 * seconds["ours"] / batch
     peer = 1e3 * seconds["peer"] / batch if "peer" in seconds else None
-    said = ", ".join([f"batch {batch}", layer, *(f"{key} {value}" for key, value in options.items())])
+    where = "every layer" if name == "full_grad" else layer
+    said = ", ".join([f"batch {batch}", where, *(f"{key} {value}" for key, value in options.items())])
     theirs = ("", "") if peer is None else (f"{peer:.0f}", f"{peer / own:.1f}x")
     print(f"| {name} | {said} | {theirs[0]} | {own:.1f} | {theirs[1]} | {first:.1f} s |", flush=True)
 
@@ -165,7 +163,7 @@ def main() -> None:
     from tests.torch_models import constructed, torch_model
 
     graph, state = nnx.split(freeze(create_model(arguments.model, dcls=arguments.dcls)))
-    peer = constructed(torch_model(arguments.model, arguments.dcls))
+    peer: Any = constructed(torch_model(arguments.model, arguments.dcls))
     if arguments.channels_last:
         import torch
 

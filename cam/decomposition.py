@@ -102,7 +102,7 @@ def fem(
     """Outstanding cells, above mean + k standard deviations of their channel: raw maps (B, h, w). hal-02963298.
 
     form: "fraction" weighs A_k by the fraction of its outstanding cells (pytorch-grad-cam); "mask" weighs the mask of
-    outstanding cells by <A_k> (xplique, the paper's words). Raises ValueError for another form.
+    outstanding cells by <A_k> (xplique, nearer to the paper's words). Raises ValueError for another form.
     """
     a = activations(model, images, layer)
     mean, std = a.mean((1, 2), keepdims=True), a.std((1, 2), keepdims=True)
@@ -226,9 +226,14 @@ def _scaled_eigenvector(gram: Array, rounding: ArrayLike = 0) -> Array:
 
 
 def _orient(coordinates: Array, towards: Array | None) -> Array:
+    """With the sign that fits `towards`, or None: that makes the peak positive."""
     peak = coordinates[jnp.argmax(jnp.abs(coordinates))]
-    likeness = 0 if towards is None else coordinates @ towards
+    likeness = 0 if towards is None else _unit(coordinates) @ _unit(towards)
     return jnp.where(jnp.where(likeness == 0, peak, likeness) < 0, -coordinates, coordinates)
+
+
+def _unit(x: Array) -> Array:
+    return x / _positive(jnp.abs(x).max())
 
 
 def _positive(scale: Array) -> Array:

@@ -12,9 +12,10 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from dcls_jax.cam import decomposition, fullgrad, gradient, group_cam, perturbation
+from dcls_jax.cam import decomposition, fullgrad, gradient, perturbation
 from dcls_jax.cam.checks import Layers, check_maps, check_model, check_targets_fit
 from dcls_jax.cam.gradient import Model
+from dcls_jax.cam.group_cam import group_cam  # not the module of the same name, which the package hides
 from dcls_jax.cam.postprocess import Combine, combine_layers, dead_maps, postprocess, resize
 from dcls_jax.cam.targets import Targets, is_per_image
 
@@ -37,7 +38,7 @@ METHODS: dict[str, Method] = {
         gradient.finer_cam,
         gradient.random_cam,
         fullgrad.full_grad,
-        group_cam.group_cam,
+        group_cam,
         perturbation.score_cam,
         perturbation.ss_cam,
         perturbation.is_cam,

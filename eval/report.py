@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -9,15 +10,18 @@ from dcls_jax.eval.clickme import Result
 
 
 def alignment_table(results: Sequence[Result]) -> Table:
-    """One row per result; a line under the table says what the columns of exceptions count, if there are any."""
-    table = Table(title="ClickMe human alignment")
-    for column in ("model", "method", "protocol"):
+    """One row per result, narrow enough for 80 columns; a protocol that all share stands in the title."""
+    protocols = {r.protocol for r in results}
+    shared = f", protocol {protocols.pop()}" if len(protocols) == 1 else ""
+    table = Table(title=f"ClickMe human alignment{shared}", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in ("model", "method") if shared else ("model", "method", "protocol"):
         table.add_column(column, overflow="fold")
-    for column in ("alignment", "mean Spearman", "images", "skipped", "bad records"):
+    for column in ("alignment", "Spearman", "images", "skipped", "bad"):
         table.add_column(column, justify="right")
     for r in results:
+        names = (r.name, r.method) if shared else (r.name, r.method, r.protocol)
         scores = f"{r.alignment:.4f}", f"{r.mean_spearman:.4f}"
-        table.add_row(r.name, r.method, r.protocol, *scores, *map(str, (r.images, r.skipped, len(r.bad_records))))
+        table.add_row(*names, *scores, *map(str, (r.images, r.skipped, len(r.bad_records))))
     if any(r.skipped for r in results):
         table.caption = "skipped: constant or non-finite maps, which have no rank correlation and do not count"
     return table

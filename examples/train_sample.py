@@ -64,7 +64,7 @@ class Recipe:
     warmup_steps: int = 30
     weight_decay: float = 0.05
     position_spread: float = 5.0
-    save_every: int = 100
+    save_every: int = 50
     seed: int = 0
 
 

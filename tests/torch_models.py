@@ -8,7 +8,6 @@ import logging
 import torch
 from torch import Tensor, nn
 
-
 CALIBRATED = 64  # image side for which batch statistics are those of real activations
 
 

@@ -98,7 +98,7 @@ def test_sign_and_map_survive_permutation_offset_and_scale(a, assert_close):
         assert_close(maps(model, a[..., order]), expected, 1e-5)
     assert_close(maps(model, a + jnp.arange(6.0)), expected, 1e-5)
     # squares of such values are 0 in float32
-    assert_close(maps(model, 1e-25 * a), 1e-25 * np.asarray(expected, np.float64), 1e-5)
+    assert_close(1e25 * maps(model, 1e-25 * a), expected, 1e-5)
     assert_close(maps(model, a[:, :, ::-1]), expected[:, :, ::-1], 1e-5)
 
 
@@ -109,6 +109,8 @@ def test_eigen_grad_cam_agrees_with_the_sum_that_it_replaces(a, assert_close):
     hires = (gradients * activations).sum(-1)
     assert ((maps * (hires - hires.mean((1, 2), keepdims=True))).sum((1, 2)) > 0).all()
     assert_close(eigen_grad_cam(model, a, lambda logits: -logits[1])[0], -eigen_grad_cam(model, a, [1, 1])[0], 1e-5)
+    contributions = gradients * activations
+    assert_close(eigen_smooth(1e-30 * contributions) * 1e30, maps, 1e-5)
     # one channel is its own principal component
     one = jnp.arange(12.0).reshape(1, 3, 4, 1)
     assert_close(eigen_smooth(-one), 5.5 - one[..., 0], 1e-6)

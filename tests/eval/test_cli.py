@@ -114,7 +114,7 @@ def test_cam_combines_layers(cam, picture):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (["--methods", "grad_cam,magic"], "methods hold 'magic', expected some of grad_cam"),
+        (["--methods", "grad_cam,magic"], "methods hold 'magic', expected some of cam, grad_cam"),
         (["--methods", ""], "methods hold ''"),
         (["--layer", "stages.9"], "the nearest are stages."),
         (["--target", "4"], "label 4, but the model has classes 0 to 3"),
