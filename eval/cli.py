@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -146,12 +147,14 @@ def evaluate_clickme(
 @app.command()
 def models() -> None:
     """List the models, what they cost, and what they are made for."""
+    from dcls_jax import native
     from dcls_jax.models import list_models
     from dcls_jax.models.describe import describe
 
-    table = Table(title="Models; multiply-adds and explained activation for one image")
-    for column in ("model", "parameters", "GMACs", "activation", "resize, crop", "published checkpoint"):
-        table.add_column(column, justify="right" if column in ("parameters", "GMACs") else "left", overflow="fold")
+    table = Table(title="Models; multiply-adds and explained activation for one image", box=box.SIMPLE_HEAD)
+    for column in ("model", "parameters", "GMACs", "activation", "resize, crop"):
+        table.add_column(column, justify="right" if column in ("parameters", "GMACs") else "left", no_wrap=True)
+    table.add_column("published checkpoint", overflow="fold")
     for name in track(list_models(), description="", console=Console(stderr=True), transient=True):
         for dcls in (False, True):
             it = describe(name, dcls=dcls)
@@ -164,6 +167,8 @@ def models() -> None:
                 it.checkpoint or "none",
             )
     Console().print(table)
+    lowering = "the native kernels" if native.available() else "plain JAX (no C++ compiler was found at install)"
+    print(f"depthwise convolution on a CPU: {lowering}")
 
 
 def run(command: typer.Typer) -> None:

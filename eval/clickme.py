@@ -219,13 +219,14 @@ def _decode(records: Records, index: int) -> tuple[np.ndarray, np.ndarray, int]:
             raise
         path, number = records.place(index)
         raise RecordError(f"{path}, record {number}: not a ClickMe example ({error})") from error
-    image = _resize(_resize(image.astype(np.float32), SIZE, axis=0), SIZE, axis=1)
+    # Columns before rows, as TensorFlow does: then the values, and what truncation makes of them, are equal to the bit.
+    image = _resize(_resize(image.astype(np.float32), SIZE, axis=1), SIZE, axis=0)
     return image, heatmap.astype(np.float32), label
 
 
 def _human_map(heatmap: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
     """The comparable map (224, 224): everything after the first resize is linear and one matrix per axis."""
-    small = _resize(_resize(heatmap, _BLUR_INPUT, axis=0), _BLUR_INPUT, axis=1)
+    small = _resize(_resize(heatmap, _BLUR_INPUT, axis=1), _BLUR_INPUT, axis=0)
     return rows @ small @ columns.T
 
 
