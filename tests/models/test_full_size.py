@@ -34,5 +34,8 @@ def test_equals_pytorch(name, dcls, assert_close):
     assert_close(logits, expected["logits"], 3e-4)
     assert_close(activations, expected["activations"].permute(0, 2, 3, 1), 3e-4)
     assert_close(gradients, expected["gradients"].permute(0, 2, 3, 1), 3e-4)
+    # The map is a sum of both signs, often negative everywhere: its noise is measured by the sum of magnitudes.
+    products = expected["gradients"].mean((2, 3), keepdim=True) * expected["activations"]
     maps = study_maps(model, images, one_hot, size=None)
-    assert_close(maps, expected["grad_cam"], 3e-4)
+    difference = np.abs(np.asarray(maps) - expected["grad_cam"].numpy()).max()
+    assert difference <= 3e-4 * products.abs().mean(1).max()
