@@ -94,7 +94,6 @@ def _transpose_image(y: Array, x: Any, kernel: Array, *, pads: Pads, strides: St
     else:
         y = lax.pad(y, jnp.zeros((), y.dtype), [(0, 0, 0), *spread, (0, 0, 0)])
     turned = kernel[::-1, ::-1]
-    # A method that was asked for may not do without strides what it does with them, and the other way round.
     return _convolve.bind(y, turned, pads=(left_over[0], left_over[1]), strides=(1, 1), method=method)
 
 
