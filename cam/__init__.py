@@ -18,6 +18,7 @@ from dcls_jax.cam.gradient import (
     Model,
     activations_and_gradients,
     cam,
+    channel_sum,
     elementwise,
     finer_cam,
     grad_cam,
@@ -31,10 +32,17 @@ from dcls_jax.cam.gradient import (
     threshold_grad_cam,
     xgrad_cam,
 )
-from dcls_jax.cam.group_cam import group_cam
+from dcls_jax.cam.group_cam import GROUP_CONVENTIONS, GroupConvention, group_cam
 from dcls_jax.cam.guided import guide, guided_backprop, guided_grad_cam
 from dcls_jax.cam.overlay import Grid, contour, overlay, overlay_signed, save_grid, show_maps
-from dcls_jax.cam.perturbation import ablation_cam, is_cam, score_cam, ss_cam
+from dcls_jax.cam.perturbation import (
+    SCORE_CONVENTIONS,
+    ScoreConvention,
+    ablation_cam,
+    is_cam,
+    score_cam,
+    ss_cam,
+)
 from dcls_jax.cam.postprocess import combine_layers, dead_maps, normalise, postprocess, resize
 from dcls_jax.cam.targets import (
     Contrast,
@@ -52,12 +60,15 @@ from dcls_jax.cam.targets import (
 )
 
 __all__ = [
+    "GROUP_CONVENTIONS",
     "METHODS",
+    "SCORE_CONVENTIONS",
     "Contrast",
     "DeadMapWarning",
     "Factors",
     "FunctionalModel",
     "Grid",
+    "GroupConvention",
     "LogProbability",
     "Logit",
     "Model",
@@ -65,11 +76,13 @@ __all__ = [
     "Probability",
     "Region",
     "Rest",
+    "ScoreConvention",
     "Similarity",
     "Targets",
     "ablation_cam",
     "activations_and_gradients",
     "cam",
+    "channel_sum",
     "combine_layers",
     "contour",
     "dead_maps",

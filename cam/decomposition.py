@@ -59,7 +59,8 @@ def seg_eigen_cam(model: Model, images: Array, targets: Targets, *, layer: str |
 def eigen_smooth(contributions: Array) -> Array:
     """The first principal component of what a method sums over channels: (B, h, w, C) -> (B, h, w).
 
-    pytorch-grad-cam's `eigen_smooth`, for w_k A_k of any method; oriented like the sum that it replaces.
+    pytorch-grad-cam's `eigen_smooth`, as the option reduce=eigen_smooth of the methods that sum w_k A_k; oriented like
+    the sum that it replaces.
     """
     return principal_map(contributions, sign="sum")
 

@@ -1,7 +1,8 @@
 """Methods that weigh activations by the gradient of the score to them.
 
 Each takes any model with `features(images)` and `head(activations)`, and returns the raw signed map (B, h, w), summed
-over channels as the papers write it. The gradient runs through the head alone. A is the activation (B, h, w, C), g the
+over channels as the papers write it (reduce=`eigen_smooth` takes the principal component of the terms instead of their
+sum, where a method has that option). The gradient runs through the head alone. A is the activation (B, h, w, C), g the
 gradient of the explained score to it, <.> the mean over space, S the sum over space, Z the number of cells, k a
 channel.
 
@@ -20,6 +21,8 @@ from jax.typing import ArrayLike
 
 from dcls_jax.cam.targets import Contrast, Targets, nearest_classes, scores
 
+Reduce = Callable[[Array], Array]
+
 
 class Model(Protocol):
     """Any pytree that splits into features, (B, H, W, 3) -> (B, h, w, C), and head, (B, h, w, C) -> (B, ...).
@@ -32,6 +35,11 @@ class Model(Protocol):
 
     @property
     def head(self) -> Callable[..., Array]: ...
+
+
+def channel_sum(terms: Array) -> Array:
+    """What a method sums over channels, (B, h, w, C) -> (B, h, w)."""
+    return terms.sum(-1)
 
 
 def activations(model: Model, images: Array, layer: str | None = None) -> Array:
@@ -58,44 +66,56 @@ def activations_and_gradients(
     return a, score_gradient(head_from(model, layer), targets)(a)
 
 
-def grad_cam(model: Model, images: Array, targets: Targets, *, layer: str | None = None) -> Array:
+def grad_cam(
+    model: Model, images: Array, targets: Targets, *, layer: str | None = None, reduce: Reduce = channel_sum
+) -> Array:
     """sum_k <g_k> A_k: images (B, H, W, 3) -> raw maps (B, h, w). Grad-CAM, arXiv 1610.02391."""
     a, g = activations_and_gradients(model, images, targets, layer=layer)
-    return (_mean(g) * a).sum(-1)
+    return reduce(_mean(g) * a)
 
 
-def hires_cam(model: Model, images: Array, targets: Targets, *, layer: str | None = None) -> Array:
+def hires_cam(
+    model: Model, images: Array, targets: Targets, *, layer: str | None = None, reduce: Reduce = channel_sum
+) -> Array:
     """sum_k g_k A_k: images (B, H, W, 3) -> raw maps (B, h, w). HiResCAM, arXiv 2011.08891.
 
     For a head that is linear after flattening the map sums to the logit without its bias.
     """
     a, g = activations_and_gradients(model, images, targets, layer=layer)
-    return (g * a).sum(-1)
+    return reduce(g * a)
 
 
-def elementwise(model: Model, images: Array, targets: Targets, *, layer: str | None = None) -> Array:
+def elementwise(
+    model: Model, images: Array, targets: Targets, *, layer: str | None = None, reduce: Reduce = channel_sum
+) -> Array:
     """sum_k relu(g_k A_k): images (B, H, W, 3) -> raw maps (B, h, w). GradCAMElementWise of pytorch-grad-cam."""
     a, g = activations_and_gradients(model, images, targets, layer=layer)
-    return jax.nn.relu(g * a).sum(-1)
+    return reduce(jax.nn.relu(g * a))
 
 
-def layer_cam(model: Model, images: Array, targets: Targets, *, layer: str | None = None) -> Array:
+def layer_cam(
+    model: Model, images: Array, targets: Targets, *, layer: str | None = None, reduce: Reduce = channel_sum
+) -> Array:
     """sum_k relu(g_k) A_k: images (B, H, W, 3) -> raw maps (B, h, w). LayerCAM, doi 10.1109/TIP.2021.3089943."""
     a, g = activations_and_gradients(model, images, targets, layer=layer)
-    return (jax.nn.relu(g) * a).sum(-1)
+    return reduce(jax.nn.relu(g) * a)
 
 
-def threshold_grad_cam(model: Model, images: Array, targets: Targets, *, layer: str | None = None) -> Array:
+def threshold_grad_cam(
+    model: Model, images: Array, targets: Targets, *, layer: str | None = None, reduce: Reduce = channel_sum
+) -> Array:
     """sum_k relu(<g_k> A_k): images (B, H, W, 3) -> raw maps (B, h, w). Threshold-Grad-CAM, arXiv 2408.03164.
 
     The threshold itself is presentation: `postprocess(maps, relu=False, floor=0.3)`, min-max, then floor, then
     resize; a constant map becomes the floor.
     """
     a, g = activations_and_gradients(model, images, targets, layer=layer)
-    return jax.nn.relu(_mean(g) * a).sum(-1)
+    return reduce(jax.nn.relu(_mean(g) * a))
 
 
-def xgrad_cam(model: Model, images: Array, targets: Targets, *, layer: str | None = None) -> Array:
+def xgrad_cam(
+    model: Model, images: Array, targets: Targets, *, layer: str | None = None, reduce: Reduce = channel_sum
+) -> Array:
     """sum_k w_k A_k, w_k = S(g_k A_k) / S(A_k): images (B, H, W, 3) -> raw maps (B, h, w). XGrad-CAM, arXiv 2008.02312.
 
     A map sums to what HiResCAM's does, unless S(A_k) of signed activations is no more than rounding: there w_k = <g_k>.
@@ -104,7 +124,7 @@ def xgrad_cam(model: Model, images: Array, targets: Targets, *, layer: str | Non
     total = _sum(a)
     sound = jnp.abs(total) > jnp.finfo(a.dtype).eps * _sum(jnp.abs(a))
     weights = jnp.where(sound, _sum(g * a) / jnp.where(sound, total, 1), _mean(g))
-    return (weights * a).sum(-1)
+    return reduce(weights * a)
 
 
 def grad_cam_pp(
@@ -115,6 +135,7 @@ def grad_cam_pp(
     layer: str | None = None,
     normalised: bool = False,
     epsilon: float = 0.0,
+    reduce: Reduce = channel_sum,
 ) -> Array:
     """sum_k w_k A_k, w_k = S(alpha_k relu(g_k)): images (B, H, W, 3) -> raw maps (B, h, w). Grad-CAM++.
 
@@ -124,7 +145,7 @@ def grad_cam_pp(
     map.
     """
     a, g = activations_and_gradients(model, images, targets, layer=layer)
-    return (_plus_plus_weights(a, g, g**2, g**3, normalised, epsilon) * a).sum(-1)
+    return reduce(_plus_plus_weights(a, g, g**2, g**3, normalised, epsilon) * a)
 
 
 def smooth_grad_cam_pp(
@@ -138,6 +159,7 @@ def smooth_grad_cam_pp(
     noise: float = 0.3,
     normalised: bool = False,
     epsilon: float = 0.0,
+    reduce: Reduce = channel_sum,
 ) -> Array:
     """Grad-CAM++ with g, g^2 and g^3 averaged over noisy images: images (B, H, W, 3) -> raw maps (B, h, w).
 
@@ -154,7 +176,7 @@ def smooth_grad_cam_pp(
         return g, g**2, g**3
 
     g1, g2, g3 = jax.tree.map(lambda powers: powers.mean(0), jax.lax.map(powers, keys))
-    return (_plus_plus_weights(a, g1, g2, g3, normalised, epsilon) * a).sum(-1)
+    return reduce(_plus_plus_weights(a, g1, g2, g3, normalised, epsilon) * a)
 
 
 def _plus_plus_weights(a: Array, g1: Array, g2: Array, g3: Array, normalised: bool, epsilon: float) -> Array:
@@ -167,14 +189,16 @@ def _plus_plus_weights(a: Array, g1: Array, g2: Array, g3: Array, normalised: bo
     return _sum(alpha * jax.nn.relu(g1))
 
 
-def shapley_cam(model: Model, images: Array, targets: Targets, *, layer: str | None = None) -> Array:
+def shapley_cam(
+    model: Model, images: Array, targets: Targets, *, layer: str | None = None, reduce: Reduce = channel_sum
+) -> Array:
     """sum_k <g_k - (H A)_k / 2> A_k, H the Hessian of the score: images (B, H, W, 3) -> raw maps (B, h, w).
 
     Shapley-CAM, arXiv 2501.06261, whose authors explain `Rest`. Grad-CAM where the head is piecewise linear.
     """
     a = activations(model, images, layer)
     g, curvature = jax.jvp(score_gradient(head_from(model, layer), targets), (a,), (a,))
-    return (_mean(g - curvature / 2) * a).sum(-1)
+    return reduce(_mean(g - curvature / 2) * a)
 
 
 def integrated_grad_cam(

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from dcls_jax.cam.gradient import Model, activations, head_from
+from dcls_jax.cam.gradient import Model, Reduce, activations, channel_sum, head_from
 from dcls_jax.cam.postprocess import resize
 from dcls_jax.cam.targets import Targets, scores
 
@@ -56,12 +56,17 @@ def score_cam(
     layer: str | None = None,
     convention: str | ScoreConvention = "official",
     masks_at_a_time: int = 32,
+    reduce: Reduce = channel_sum,
 ) -> Array:
     """sum_k w_k A_k, w_k the score of the image times the enlarged A_k: images (B, H, W, 3) -> raw maps (B, h, w).
 
     Raises ValueError for an unknown convention. Score-CAM, arXiv 1910.01279; github.com/haofanwang/Score-CAM.
     """
-    return _score_cam(model, images, targets, layer, convention, masks_at_a_time, 1, lambda masks, channel, draw: masks)
+
+    def unchanged(masks: Array, channel: Array, draw: Array) -> Array:
+        return masks
+
+    return _score_cam(model, images, targets, layer, convention, masks_at_a_time, 1, unchanged, reduce)
 
 
 def ss_cam(
@@ -75,6 +80,7 @@ def ss_cam(
     sigma: float = 2.0,
     convention: str | ScoreConvention = "official",
     masks_at_a_time: int = 32,
+    reduce: Reduce = channel_sum,
 ) -> Array:
     """Score-CAM with scores averaged over masks plus noise N(0, sigma^2): images (B, H, W, 3) -> raw maps (B, h, w).
 
@@ -90,7 +96,7 @@ def ss_cam(
 
         return masks + jax.vmap(noise)(keys)
 
-    return _score_cam(model, images, targets, layer, convention, masks_at_a_time, samples, noisy)
+    return _score_cam(model, images, targets, layer, convention, masks_at_a_time, samples, noisy, reduce)
 
 
 def is_cam(
@@ -102,6 +108,7 @@ def is_cam(
     steps: int = 10,
     convention: str | ScoreConvention = "official",
     masks_at_a_time: int = 32,
+    reduce: Reduce = channel_sum,
 ) -> Array:
     """Score-CAM with scores averaged over masks i/N M, i = 1..N: images (B, H, W, 3) -> raw maps (B, h, w).
 
@@ -112,7 +119,7 @@ def is_cam(
     def faded(masks: Array, channel: Array, step: Array) -> Array:
         return masks * ((step + 1) / steps).astype(masks.dtype)
 
-    return _score_cam(model, images, targets, layer, convention, masks_at_a_time, steps, faded)
+    return _score_cam(model, images, targets, layer, convention, masks_at_a_time, steps, faded, reduce)
 
 
 def ablation_cam(
@@ -124,6 +131,7 @@ def ablation_cam(
     baseline: ArrayLike = 0.0,
     division: Literal["magnitude", "score", "none"] = "magnitude",
     masks_at_a_time: int = 32,
+    reduce: Reduce = channel_sum,
 ) -> Array:
     """sum_k (y - y_k) / |y| A_k, y_k the score without channel k: images (B, H, W, 3) -> raw maps (B, h, w).
 
@@ -147,12 +155,12 @@ def ablation_cam(
     y = scores(head(a), targets)[:, None]
     divisor = {"magnitude": jnp.abs(y), "score": y, "none": jnp.ones_like(y)}[division]
     drop = y - over_masks(scores_without, channels, batch, masks_at_a_time).T
-    return weighted_sum(drop / jnp.where(divisor == 0, 1, divisor), a)
+    return reduce(weighted(drop / jnp.where(divisor == 0, 1, divisor), a))
 
 
-def weighted_sum(weights: Array, a: Array) -> Array:
-    """sum_k w_k A_k: weights (B, C), activations (B, ..., C) -> (B, ...), in the activations' dtype."""
-    return jnp.einsum("bc,b...c->b...", weights.astype(a.dtype), a, precision="highest")
+def weighted(weights: Array, a: Array) -> Array:
+    """w_k A_k: weights (B, C), activations (B, ..., C) -> as the activations."""
+    return jnp.expand_dims(weights.astype(a.dtype), tuple(range(1, a.ndim - 1))) * a
 
 
 def over_masks(function: Callable[[Array], Any], masks: int, images: int, masks_at_a_time: int) -> Any:
@@ -229,6 +237,7 @@ def _score_cam(
     masks_at_a_time: int,
     draws: int,
     vary: Callable[[Array, Array, Array], Array],
+    reduce: Reduce,
 ) -> Array:
     """Score-CAM with each mask replaced by several: vary(masks (B, H, W), channel, draw) -> (B, H, W)."""
     rule = chosen_convention(convention, SCORE_CONVENTIONS)
@@ -252,4 +261,4 @@ def _score_cam(
     weights = weights.reshape(channels, draws, batch).mean(1).T
     contrast = a.max((1, 2)) > a.min((1, 2))
     weights = jax.nn.softmax(weights) if rule.softmax_weights else jnp.where(contrast, weights, 0)
-    return weighted_sum(weights, a)
+    return reduce(weighted(weights, a))

@@ -66,6 +66,9 @@ def cam(
     augment: Annotated[
         bool, typer.Option("--augment", help="Average over the picture and its mirror at three brightnesses.")
     ] = False,
+    eigen_smooth: Annotated[
+        bool, typer.Option("--eigen-smooth", help="The main pattern of the channels' contributions, not their sum.")
+    ] = False,
     style: Annotated[
         Literal["heatmap", "signed", "contour"],
         typer.Option(help="What the grid shows: what speaks for the class, also what speaks against it, or lines."),
@@ -90,6 +93,7 @@ def cam(
         target=target,
         top_k=top_k,
         augment=augment,
+        eigen=eigen_smooth,
         style=style,
         name=model,
         details={"dcls": dcls, "weights": weights},

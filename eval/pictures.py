@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from dcls_jax.cam import METHODS, DeadMapWarning, explain, options_of, show_maps
+from dcls_jax.cam import METHODS, DeadMapWarning, eigen_smooth, explain, options_of, show_maps
 from dcls_jax.cam.overlay import Style
 from dcls_jax.cam.postprocess import Combine
 from dcls_jax.eval.results import write_file, write_json
@@ -36,6 +36,7 @@ def explain_pictures(
     target: int | None = None,
     top_k: int = 1,
     augment: bool = False,
+    eigen: bool = False,
     style: Style = "heatmap",
     name: str,
     details: dict[str, Any] | None = None,
@@ -44,7 +45,8 @@ def explain_pictures(
 
     A row is a picture and a class: `target`, or each of the `top_k` classes that the model finds most probable. A
     column is a method at a layer (none: the study's), or with `combine` at all layers together; it is called
-    "method@layer" where there are several layers. details: more about the model, for the manifest.
+    "method@layer" where there are several layers. eigen: the principal component of the channels' contributions instead
+    of their sum, for methods that have it. details: more about the model, for the manifest.
     Raises ValueError for pictures, methods, layers and classes that do not fit, before anything is written.
     """
     unknown = [method for method in methods if method not in METHODS]
@@ -52,6 +54,8 @@ def explain_pictures(
         raise ValueError(
             f"methods hold {', '.join(map(repr, unknown)) or 'none'}, expected some of {', '.join(METHODS)}"
         )
+    if eigen and (lacking := [method for method in methods if "reduce" not in options_of(method)]):
+        raise ValueError(f"methods hold {', '.join(map(repr, lacking))}, which have no eigen smoothing")
     pictures = [open_picture(path) for path in paths]
     images = preprocess(pictures, model)
     probabilities = np.asarray(jax.nn.softmax(jax.jit(lambda m, x: m(x))(model, images)))
@@ -60,7 +64,7 @@ def explain_pictures(
     images, labels = np.repeat(images, count, axis=0), classes.ravel()
     seen = [np.asarray(model.transform.framed(picture)) for picture in pictures for _ in range(count)]
     raw = {
-        column: np.asarray(_maps(model, images, labels, method, chosen, combine, augment))
+        column: np.asarray(_maps(model, images, labels, method, chosen, combine, augment, eigen))
         for method in methods
         for column, chosen in _columns(method, layers, combine).items()
     }
@@ -81,6 +85,7 @@ def explain_pictures(
         "layers": list(layers) or ["features"],
         "combine": combine,
         "augment": augment,
+        "eigen_smooth": eigen,
         "style": style,
         "maps": {key: list(maps.shape) for key, maps in raw.items()},
         "pictures": rows,
@@ -121,8 +126,11 @@ def _maps(
     layer: str | tuple[str, ...] | None,
     combine: Combine | None,
     augment: bool,
+    eigen: bool,
 ) -> jax.Array:
     options: dict[str, Any] = {"key": jax.random.key(0)} if "key" in options_of(method) else {}
+    if eigen:
+        options["reduce"] = eigen_smooth
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeadMapWarning)  # the manifest and the grid say it
         return explain(

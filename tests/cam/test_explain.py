@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dcls_jax.cam import DeadMapWarning, combine_layers, dead_maps, explain, grad_cam, normalise, options_of, resize
+from dcls_jax.cam import (
+    DeadMapWarning,
+    combine_layers,
+    dead_maps,
+    eigen_smooth,
+    explain,
+    grad_cam,
+    normalise,
+    options_of,
+    resize,
+)
 from dcls_jax.cam.explain import METHODS
 from dcls_jax.cam.targets import Region
 from dcls_jax.models import create_model
@@ -64,6 +74,22 @@ def test_every_method_by_name_in_chunks_as_at_once(model, images, method, assert
     assert together.ndim == 3
     assert together.shape[0] == 4
     assert_close(explain(model, images, LABELS, method=method, chunk=3, **options), together, 1e-4)
+
+
+@pytest.mark.filterwarnings("ignore::dcls_jax.cam.DeadMapWarning")
+@pytest.mark.parametrize("method", [method for method in METHODS if "reduce" in options_of(method)])
+def test_eigen_smoothing_is_the_first_singular_vector_of_what_is_summed(model, images, method, assert_close):
+    few = {"key": jax.random.key(0), "samples": 2}
+    options = {name: few[name] for name in options_of(method) if name in few}
+    terms = METHODS[method](model, images, LABELS, reduce=lambda terms: terms, **options)
+    assert_close(terms.sum(-1), explain(model, images, LABELS, method=method, **options), 1e-5)
+    smooth = explain(model, images, LABELS, method=method, reduce=eigen_smooth, **options)
+    for image_terms, map in zip(np.asarray(terms, float), np.asarray(smooth), strict=True):
+        x = image_terms.reshape(-1, terms.shape[-1])
+        x -= x.mean(0)
+        expected = x @ np.linalg.svd(x)[2][0]
+        expected *= np.sign(expected @ x.sum(1)) or 1
+        assert_close(map.ravel(), expected, 1e-4)
 
 
 def test_raw_maps_of_one_layer_are_the_methods_own(model, images, assert_close):

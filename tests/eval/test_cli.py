@@ -111,10 +111,19 @@ def test_cam_combines_layers(cam, picture):
     assert 0 <= maps["grad_cam@stages.2+stages.3"].min() <= maps["grad_cam@stages.2+stages.3"].max() <= 1
 
 
+def test_cam_smooths_by_principal_component(cam, picture):
+    code, manifest, smooth = cam(picture, "--methods", "hires_cam,eigen_grad_cam", "--target", 1)
+    assert (code, manifest["eigen_smooth"]) == (0, False)
+    code, manifest, maps = cam(picture, "--methods", "hires_cam", "--target", 1, "--eigen-smooth")
+    assert (code, manifest["eigen_smooth"]) == (0, True)
+    np.testing.assert_allclose(maps["hires_cam"], smooth["eigen_grad_cam"], rtol=1e-4, atol=1e-9)
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
         (["--methods", "grad_cam,magic"], "methods hold 'magic', expected some of cam, grad_cam"),
+        (["--methods", "grad_cam,fem", "--eigen-smooth"], "methods hold 'fem', which have no eigen smoothing"),
         (["--methods", ""], "methods hold ''"),
         (["--layer", "stages.9"], "the nearest are stages."),
         (["--target", "4"], "label 4, but the model has classes 0 to 3"),
