@@ -11,7 +11,7 @@ setup(
     ext_modules=[
         Extension(
             "dcls_jax.native._kernels",
-            sources=[str(NATIVE / "depthwise.cc")],
+            sources=[str(NATIVE / "depthwise.cc"), str(NATIVE / "ranks.cc")],
             depends=[str(NATIVE / "depthwise_kernels.inc"), str(NATIVE / "parallel.h")],
             include_dirs=[str(Path(jaxlib.__file__).parent / "include")],
             extra_compile_args=["-O3", "-std=c++17", "-Wno-return-type"],

@@ -1,9 +1,10 @@
-"""Average ranks and Spearman's correlation on the device, without a sort.
+"""Average ranks and Spearman's correlation on the device.
 
-XLA sorts on a CPU with a comparator per pair, slower than SciPy. Ranks need no sorted array, only the number of smaller
-and of equal values: every round throws the values of a group into as many buckets as the group has members (scatter),
-a running sum of the bucket counts gives each bucket its place, and the buckets are the next round's groups. Three or
-four rounds, each linear in the number of values, separate all distinct values of a real map; exact for any input.
+On a CPU the native library, where it is built, ranks by a radix sort. Otherwise there is no sort, because XLA's, with a
+comparator per pair, is slower than SciPy on a CPU. Ranks need only the number of smaller and of equal values: every
+round throws the values of a group into as many buckets as the group has members (scatter), a running sum of the bucket
+counts gives each bucket its place, and the buckets are the next round's groups. Three or four rounds, each linear in
+the number of values, separate all distinct values of a real map; exact for any input.
 """
 
 from typing import NamedTuple
@@ -11,6 +12,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.custom_batching import sequential_vmap
+
+from dcls_jax import native
 
 _SCAN_BLOCK = 64
 _RESOLVED = 3  # the next split separates up to this many members: lowest, highest and one between
@@ -62,7 +65,8 @@ def _unresolved(x: Array, groups: _Groups) -> Array:
 
 
 @sequential_vmap  # one map's tables stay in the cache, and a map takes its own number of rounds
-def _average_ranks(x: Array) -> Array:
+def _ranks_without_a_sort(x: Array) -> Array:
+    x = x / 2  # so that no difference overflows
     whole = _Groups(jnp.zeros_like(x), jnp.full_like(x, x.size), jnp.full_like(x, x.min()), jnp.full_like(x, x.max()))
     groups = lax.while_loop(lambda g: _unresolved(x, g), lambda g: _with_ends(x, *_split(x, g)), whole)
     first, size = _split(x, groups)
@@ -73,12 +77,12 @@ def average_ranks(x: Array) -> Array:
     """Ranks from 1, ties sharing their average, of x read as one flat float32 array of at most 2**24 values.
 
     Equals `scipy.stats.rankdata` exactly; NaN throughout if any value is not finite. The shape is that of `x`.
-    Values below 1e-37 of magnitude count as equal to zero (devices flush them).
+    Values below 1e-37 of magnitude may count as equal to zero (devices flush them).
     """
     flat = x.reshape(-1).astype(jnp.float32)
     finite = jnp.isfinite(flat).all()
-    # halved, so that no difference overflows
-    ranks = _average_ranks(jnp.where(finite, flat, 0) / 2)
+    on_cpu = native.average_ranks if native.available() else _ranks_without_a_sort
+    ranks = lax.platform_dependent(jnp.where(finite, flat, 0), cpu=on_cpu, default=_ranks_without_a_sort)
     return jnp.where(finite, ranks, jnp.nan).reshape(x.shape)
 
 

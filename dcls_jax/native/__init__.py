@@ -26,7 +26,7 @@ def available() -> bool:
     if not found:
         return False
     library = ctypes.CDLL(str(found[0]))
-    for name in ("dcls_depthwise", "dcls_depthwise_kernel_gradient"):
+    for name in ("dcls_depthwise", "dcls_depthwise_kernel_gradient", "dcls_average_ranks"):
         jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
     return True
 
@@ -73,3 +73,8 @@ def kernel_gradient(
     call = jax.ffi.ffi_call("dcls_depthwise_kernel_gradient", partial)
     per_image = call(x, grad.astype(x.dtype), pad_top=np.int64(top), pad_left=np.int64(left), level=_level())
     return per_image.sum(0).astype(x.dtype)
+
+
+def average_ranks(x: Array) -> Array:
+    """Ranks from 1 along the last axis, ties sharing their average: x (..., N) float32, no NaN -> the same shape."""
+    return jax.ffi.ffi_call("dcls_average_ranks", x, vmap_method="broadcast_all")(x)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from dcls_jax import native
 from dcls_jax.eval.rank import average_ranks, spearman
 
 N = 224 * 224
@@ -28,6 +29,15 @@ def _maps() -> dict[str, np.ndarray]:
 
 
 MAPS = _maps()
+
+
+@pytest.fixture(params=["native", "plain"], autouse=True)
+def _implementation(request, monkeypatch):
+    if request.param == "plain":
+        monkeypatch.setattr(native, "available", lambda: False)
+    elif not native.available():
+        pytest.skip("the native kernels are not built here")
+    jax.clear_caches()
 
 
 @pytest.mark.parametrize("kind", MAPS)

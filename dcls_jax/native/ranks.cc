@@ -1,0 +1,71 @@
+// Average ranks of rows of float32, ties sharing their mean, by a radix sort of the bits.
+
+#include <array>
+#include <cstdint>
+#include <cstring>
+#include <utility>
+#include <vector>
+
+#include "parallel.h"
+#include "xla/ffi/api/ffi.h"
+
+namespace ffi = xla::ffi;
+
+namespace dcls {
+
+constexpr int kDigits = 3, kBits = 11, kBuckets = 1 << kBits;
+
+struct Entry {
+  uint32_t key, index;
+};
+
+// Unsigned integers in the order of the numbers; both zeros are one.
+inline uint32_t OrderedBits(float value) {
+  if (value == 0) return 0x80000000u;
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits >> 31 ? ~bits : bits | 0x80000000u;
+}
+
+inline uint32_t Digit(uint32_t key, int digit) { return key >> (kBits * digit) & (kBuckets - 1); }
+
+// Ranks from 1 of one row.
+void RankRow(const float* x, long count, float* ranks) {
+  thread_local std::vector<Entry> sorted, other;
+  thread_local std::array<std::array<uint32_t, kBuckets>, kDigits> places;
+  sorted.resize(count);
+  other.resize(count);
+  for (auto& digit : places) digit.fill(0);
+  for (long i = 0; i < count; ++i) {
+    const uint32_t key = OrderedBits(x[i]);
+    sorted[i] = {key, static_cast<uint32_t>(i)};
+    for (int d = 0; d < kDigits; ++d) ++places[d][Digit(key, d)];
+  }
+  for (int d = 0; d < kDigits; ++d) {
+    uint32_t before = 0;
+    for (uint32_t& place : places[d]) before += std::exchange(place, before);
+    for (const Entry& entry : sorted) other[places[d][Digit(entry.key, d)]++] = entry;
+    sorted.swap(other);
+  }
+  for (long first = 0, end; first < count; first = end) {
+    for (end = first + 1; end < count && sorted[end].key == sorted[first].key;) ++end;
+    const float rank = 0.5f * static_cast<float>(first + 1 + end);
+    for (long i = first; i < end; ++i) ranks[sorted[i].index] = rank;
+  }
+}
+
+// x (..., N) -> (..., N)
+ffi::Error AverageRanks(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::ResultBuffer<ffi::F32> ranks) {
+  const long count = x.dimensions().back();
+  const long rows = count ? static_cast<long>(x.element_count()) / count : 0;
+  const float* values = x.typed_data();
+  float* result = ranks->typed_data();
+  ParallelFor(pool, rows, [&](long row) { RankRow(values + row * count, count, result + row * count); });
+  return ffi::Error::Success();
+}
+
+}  // namespace dcls
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    dcls_average_ranks, dcls::AverageRanks,
+    ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<ffi::Buffer<ffi::F32>>().Ret<ffi::Buffer<ffi::F32>>());
