@@ -14,6 +14,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +24,7 @@ import numpy as np
 from flax import nnx
 from timing import machine, minima
 
-from dcls_jax import freeze
+from dcls_jax import compiler_options, freeze
 from dcls_jax.cam import METHODS, postprocess
 from dcls_jax.models import create_model
 
@@ -89,7 +90,7 @@ def ours(bench: Bench, name: str, batch: int, layer: str, options: dict[str, Any
     if name != "full_grad":  # which looks at every layer
         options = options | {"layer": layer}
 
-    @jax.jit
+    @partial(jax.jit, compiler_options=compiler_options())
     def explain(state: Any, x: jax.Array) -> jax.Array:
         maps = method(nnx.merge(bench.graph, state), x, labels, **options)
         return postprocess(maps, size=(x.shape[1], x.shape[2])) if maps.ndim == 3 else maps

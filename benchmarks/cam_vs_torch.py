@@ -21,7 +21,7 @@ import numpy as np
 from flax import nnx
 from timing import machine, minima
 
-from dcls_jax import freeze
+from dcls_jax import compiler_options, freeze
 from dcls_jax.cam import study_maps
 from dcls_jax.models import create_model, list_models
 
@@ -49,7 +49,9 @@ def row(name: str, dcls: bool, batch: int, rounds: int) -> tuple[float, float]:
     careful = constructed(torch_model(name, dcls)).to(memory_format=torch.channels_last)
 
     graph, state = nnx.split(freeze(create_model(name, dcls=dcls)))
-    explain = jax.jit(lambda state, x: study_maps(nnx.merge(graph, state), x, labels, size=None))
+    explain = jax.jit(
+        lambda state, x: study_maps(nnx.merge(graph, state), x, labels, size=None), compiler_options=compiler_options()
+    )
     x = jnp.asarray(images)
     start = time.perf_counter()
     jax.block_until_ready(explain(state, x))

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from operator import itemgetter
 from typing import Any
 
@@ -18,6 +18,7 @@ from dcls_jax.cam.gradient import Model
 from dcls_jax.cam.group_cam import group_cam  # not the module of the same name, which the package hides
 from dcls_jax.cam.postprocess import Combine, combine_layers, dead_maps, postprocess, resize
 from dcls_jax.cam.targets import Targets, is_per_image
+from dcls_jax.compilation import compiler_options
 
 Method = Callable[..., Array]
 
@@ -102,7 +103,7 @@ def explain(
     optional = [*inspect.signature(function).parameters.values()][2].default is None
     check_targets_fit(model, images, targets, layer=layers[-1], optional=optional)
     run = partial(
-        _explain,
+        _compiled(_is_traced((model, images, targets, arrays))),
         static_target=static,
         method=function,
         layers=layers,
@@ -137,7 +138,18 @@ def options_of(method: str | Method) -> dict[str, inspect.Parameter]:
     return {name: p for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY and name != "layer"}
 
 
-@partial(jax.jit, static_argnames=("static_target", "method", "layers", "combine", "augment", "size", "options"))
+@cache
+def _compiled(inside: bool) -> Callable[..., tuple[Array, Array, Array]]:
+    """`_explain` under jit; inside another jit, whose caller chooses how to compile."""
+    static = ("static_target", "method", "layers", "combine", "augment", "size", "options")
+    return jax.jit(_explain, static_argnames=static, compiler_options=None if inside else compiler_options())
+
+
+def _is_traced(arguments: Any) -> bool:
+    """Whether arguments, or all that is computed here, belong to a program being traced."""
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in [jnp.zeros(()), *jax.tree.leaves(arguments)])
+
+
 def _explain(
     model: Model,
     images: Array,

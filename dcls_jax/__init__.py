@@ -3,6 +3,7 @@
 Images and activations are channels-last, (B, H, W, C), everywhere.
 """
 
+from dcls_jax.compilation import compiler_options
 from dcls_jax.depthwise import depthwise_conv
 from dcls_jax.freeze import freeze
 from dcls_jax.kernel import construct_kernel
@@ -15,6 +16,7 @@ __all__ = [
     "Dcls3d",
     "DclsConfig",
     "Positions",
+    "compiler_options",
     "construct_kernel",
     "depthwise_conv",
     "freeze",

@@ -11,6 +11,7 @@ from rich.progress import track
 from rich.table import Table
 
 from convert_weights import command as convert
+from dcls_jax.compilation import keep_compilations
 
 app = typer.Typer(
     name="dcls-jax",
@@ -189,4 +190,5 @@ def run(command: typer.Typer) -> None:
 
 def main() -> None:
     """The entry point of `dcls-jax`."""
+    keep_compilations()
     run(app)

@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from dcls_jax.compilation import compiler_options
 from dcls_jax.eval.results import Arrays, ResultsFolder
 
 Step = Callable[[Any, dict[str, Array]], dict[str, Array]]
@@ -79,6 +80,7 @@ class Runner:
         return {
             "weights": self._weights,
             "program": hashlib.sha256(self._lowered.as_text().encode()).hexdigest()[:16],
+            "compiler_options": compiler_options(),
             "versions": {"python": platform.python_version()}
             | {package: importlib.metadata.version(package) for package in _PACKAGES},
             "devices": f"{self._sharding.mesh.size} x {device.device_kind}",
@@ -118,7 +120,7 @@ class Runner:
         """Results by batch; a batch is on its way to the devices before the one before it is waited for."""
         if not pending:
             return
-        step, previous = self._lowered.compile(), None
+        step, previous = self._lowered.compile(compiler_options=dict(compiler_options())), None
         for batch, arrays in self._batches(pending):
             running = batch, step(self._state, jax.device_put(arrays, self._sharding))
             if previous is not None:
