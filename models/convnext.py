@@ -9,6 +9,7 @@ from flax import nnx
 from jax import Array
 
 from dcls_jax.layers import Conv, DclsConfig, Positions
+from dcls_jax.models.activations import gelu
 from dcls_jax.models.backbone import Backbone, Layer, drop_path_rates, stochastic_depth
 from dcls_jax.models.depthwise import depthwise, shared_positions
 from dcls_jax.models.preprocess import Transform
@@ -56,7 +57,7 @@ class Block(nnx.Module):
 
     def __call__(self, x: Array, positions: Positions | None) -> Array:
         y = self.norm(self.dwconv(x, positions))
-        y = jax.nn.gelu(self.pwconv1(y), approximate=False)
+        y = gelu(self.pwconv1(y))
         return x + self.drop_path(self.gamma[...] * self.pwconv2(y))
 
 

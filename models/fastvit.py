@@ -10,6 +10,7 @@ from flax import nnx
 from jax import Array
 
 from dcls_jax.layers import Conv, Dcls2d, DclsConfig, Positions
+from dcls_jax.models.activations import gelu
 from dcls_jax.models.backbone import Backbone, Layer, drop_path_rates, stochastic_depth
 from dcls_jax.models.depthwise import depthwise, shared_positions
 from dcls_jax.models.norms import BatchNorm
@@ -131,7 +132,7 @@ class ConvFFN(nnx.Module):
         self.fc2 = _linear(int(dim * mlp_ratio), dim, rngs)
 
     def __call__(self, x: Array, positions: Positions | None) -> Array:
-        return self.fc2(jax.nn.gelu(self.fc1(self.conv(x, positions)), approximate=False))
+        return self.fc2(gelu(self.fc1(self.conv(x, positions))))
 
 
 class RepMixerBlock(nnx.Module):

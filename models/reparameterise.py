@@ -10,6 +10,7 @@ from jax import Array
 
 from dcls_jax.freeze import freeze, set_module
 from dcls_jax.layers import Conv, Dcls2d, Positions
+from dcls_jax.models.activations import gelu
 from dcls_jax.models.norms import BatchNorm
 
 M = TypeVar("M", bound=nnx.Module)
@@ -175,7 +176,7 @@ class MobileOne(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         x = self.conv(x)
-        return jax.nn.gelu(x if self.se is None else self.se(x), approximate=False)
+        return gelu(x if self.se is None else self.se(x))
 
 
 def reparameterise(model: M) -> M:
