@@ -1,6 +1,6 @@
 """Every method of `dcls_jax.cam.METHODS` against pytorch-grad-cam, per image, on the same architecture.
 
-    python benchmarks/cam_methods.py [--model convnext_tiny] [--dcls] [--batch 8] [--methods a,b,c] [--channels-last]
+    TQDM_DISABLE=1 python benchmarks/cam_methods.py [--model convnext_tiny] [--dcls] [--batch 8] [--methods a,b,c]
 
 Both give maps in [0, 1] at image size. The peer runs on timm's model, with DCLS kernels constructed once; ours is
 frozen and compiled. Weights are random; times are minima over rounds in which both take turns, on this machine.
@@ -29,7 +29,6 @@ from dcls_jax.cam import METHODS, postprocess
 from dcls_jax.models import create_model
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-os.environ["TQDM_DISABLE"] = "1"  # the peer's bars
 
 COLUMNS = ("method", "setting", "pytorch-grad-cam", "ours", "ratio", "first call")
 
@@ -63,6 +62,7 @@ class Reduced(NamedTuple):
 
 REDUCED = {
     "ablation_cam": Reduced("stages.3", {}),
+    "full_grad": Reduced("every layer", {}),
     "group_cam": Reduced("stages.3", {}),
     "integrated_grad_cam": Reduced("stages.3", {}),
     "is_cam": Reduced("stages.0", {"steps": 2}),
@@ -99,20 +99,24 @@ def ours(bench: Bench, name: str, batch: int, layer: str, options: dict[str, Any
     return lambda: explain(bench.state, x)
 
 
+def stage_of(peer: Any, layer: str) -> Any:
+    """The module of the peer's model that is our "stages.i"."""
+    stage = int(layer.removeprefix("stages."))
+    return peer.stages[stage] if hasattr(peer, "stages") else getattr(peer, f"layer{stage + 1}")
+
+
 def peers(bench: Bench, name: str, batch: int, layer: str) -> Callable[[], object]:
     """One call of the peer's method."""
     import pytorch_grad_cam
     import torch
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
-    stage = int(layer.removeprefix("stages."))
-    blocks = bench.peer.stages[stage] if hasattr(bench.peer, "stages") else getattr(bench.peer, f"layer{stage + 1}")
+    layers = [] if name == "full_grad" else [stage_of(bench.peer, layer)]
     x = torch.tensor(bench.images[:batch].transpose(0, 3, 1, 2).copy())
     if bench.channels_last:
         x = x.contiguous(memory_format=torch.channels_last)
     # Its Finer-CAM looks for the contrast itself if it is given none, as ours does.
     targets = None if name == "finer_cam" else [ClassifierOutputTarget(label) for label in range(batch)]
-    layers = [] if name == "full_grad" else [blocks]
 
     def explain() -> object:
         # Built for each call, as its documentation does; its hooks would slow down the methods after it.
@@ -142,8 +146,7 @@ def row(bench: Bench, name: str, layer: str, rounds: int) -> None:
     seconds = minima(candidates, rounds=rounds)
     own = 1e3 * seconds["ours"] / batch
     peer = 1e3 * seconds["peer"] / batch if "peer" in seconds else None
-    where = "every layer" if name == "full_grad" else layer
-    said = ", ".join([f"batch {batch}", where, *(f"{key} {value}" for key, value in options.items())])
+    said = ", ".join([f"batch {batch}", layer, *(f"{key} {value}" for key, value in options.items())])
     theirs = ("", "") if peer is None else (f"{peer:.0f}", f"{peer / own:.1f}x")
     print(f"| {name} | {said} | {theirs[0]} | {own:.1f} | {theirs[1]} | {first:.1f} s |", flush=True)
 

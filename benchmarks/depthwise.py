@@ -1,20 +1,26 @@
 """Every lowering of depthwise convolution side by side, forward and gradient step, beside XLA's own and torch's.
 
-    python benchmarks/depthwise.py [--batch 8] [--kernel 17] [--gradient]
+    python benchmarks/depthwise.py [--batch 8] [--kernel 17] [--gradient] [--dtype float32]
+    python benchmarks/depthwise.py --table
 
 Ratios are `conv_general_dilated` / the lowering: how many times faster it is. torch is timed if it is installed.
+--table instead measures what "auto" should take on this platform, and writes it into dcls_jax/fastest.json.
 """
 
 import argparse
 import importlib.util
+import json
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+from rich.progress import track
 from timing import machine, minima
 
-from dcls_jax import depthwise_conv
+import dcls_jax.depthwise
+from dcls_jax import depthwise_conv, native
 
 METHODS = ("direct", "fft", "shifts", "auto")
 SHAPES = ((56, 96), (28, 192), (14, 384), (7, 768))  # the four stages of ConvNeXt-T at 224
@@ -37,8 +43,10 @@ def torchs(x: jax.Array, kernel: jax.Array, gradient: bool) -> Callable[[], obje
     import numpy as np
     import torch
 
-    image = torch.tensor(np.asarray(x).transpose(0, 3, 1, 2)).contiguous(memory_format=torch.channels_last)
-    weight = torch.tensor(np.asarray(kernel).transpose(2, 0, 1)[:, None].copy())
+    dtype = getattr(torch, x.dtype.name)
+    image, weight = (torch.tensor(np.asarray(a, np.float32), dtype=dtype) for a in (x, kernel))
+    image = image.permute(0, 3, 1, 2)  # which is channels_last
+    weight = weight.permute(2, 0, 1)[:, None].contiguous()
     image.requires_grad_(gradient)
     weight.requires_grad_(gradient)
 
@@ -49,22 +57,69 @@ def torchs(x: jax.Array, kernel: jax.Array, gradient: bool) -> Callable[[], obje
     return lambda: (call(), None)[1]
 
 
+def table() -> list[dict[str, object]]:
+    """Lowerings in the order of their times, forward, for images and kernels of many sizes."""
+    cases = [
+        (dtype, stride, size, kernel)
+        for dtype in ("float32", "bfloat16")
+        for stride in (1, 2)
+        for size in (7, 14, 28, 56, 112)
+        for kernel in (3, 7, 17, 31, 51)
+    ]
+    rows = []
+    for dtype, stride, size, kernel in track(cases, description=""):
+        x = jnp.ones((8, size, size, 64), dtype)
+        k = jnp.ones((kernel, kernel, 64), dtype)
+        methods = ["shifts", "fft"] + (["native"] if native.available() else [])
+        if kernel <= 7:
+            methods.append("direct")  # above it is last by far, and takes seconds
+
+        def call(method: str, x: jax.Array = x, k: jax.Array = k, stride: int = stride) -> Callable[[], object]:
+            compiled = jax.jit(lambda x, k: depthwise_conv(x, k, padding=len(k) // 2, stride=stride, method=method))
+            return lambda: compiled(x, k)
+
+        times = minima({method: call(method) for method in methods}, rounds=3, pause=0)
+        rows.append(
+            {
+                "dtype": dtype,
+                "stride": stride,
+                "size": size,
+                "kernel": kernel,
+                "order": sorted(times, key=times.__getitem__),
+            }
+        )
+    return rows
+
+
+def write_table() -> None:
+    """Replace this platform's part of the table."""
+    path = Path(dcls_jax.depthwise.__file__).with_name("fastest.json")
+    whole = json.loads(path.read_text()) | {jax.default_backend(): table()}
+    platforms = (f'"{name}": [\n' + ",\n".join(json.dumps(row) for row in rows) + "\n]" for name, rows in whole.items())
+    path.write_text("{\n" + ",\n".join(platforms) + "\n}\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--kernel", type=int, default=17)
     parser.add_argument("--gradient", action="store_true", help="time forward and both gradients")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--table", action="store_true", help="measure and write what `auto` takes")
     options = parser.parse_args()
+    if options.table:
+        write_table()
+        return
     columns = [*METHODS, *(["torch"] if importlib.util.find_spec("torch") else [])]
     what = "gradient step" if options.gradient else "forward"
-    print(f"{what}, batch {options.batch}, {options.kernel}x{options.kernel}, float32; {machine()}\n")
+    print(f"{what}, batch {options.batch}, {options.kernel}x{options.kernel}, {options.dtype}; {machine()}\n")
     print(f"| input | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}")
     gains: dict[str, list[float]] = {column: [] for column in columns}
     for size, channels in SHAPES:
         keys = jax.random.split(jax.random.key(0), 2)
-        x = jax.random.normal(keys[0], (options.batch, size, size, channels), jnp.float32)
-        kernel = jax.random.normal(keys[1], (options.kernel, options.kernel, channels), jnp.float32)
+        x = jax.random.normal(keys[0], (options.batch, size, size, channels), options.dtype)
+        kernel = jax.random.normal(keys[1], (options.kernel, options.kernel, channels), options.dtype)
         candidates = {method: ours(method, x, kernel, options.gradient) for method in METHODS}
         if "torch" in columns:
             candidates["torch"] = torchs(x, kernel, options.gradient)

@@ -5,20 +5,18 @@ from collections.abc import Callable, Mapping
 
 import jax
 
-_PAUSE = 0.3  # seconds
 
-
-def minima(candidates: Mapping[str, Callable[[], object]], *, rounds: int = 5) -> dict[str, float]:
+def minima(candidates: Mapping[str, Callable[[], object]], *, rounds: int = 5, pause: float = 0.3) -> dict[str, float]:
     """Seconds of one call of each candidate, the least of two calls in each of `rounds` rounds, after one to compile.
 
-    Before each turn there is a pause: OpenMP's threads spin on for a while, in the way of whoever comes next.
+    Before each turn there is a pause, in seconds: OpenMP's threads spin on for a while, in the way of who comes next.
     """
     times = {name: float("inf") for name in candidates}
     for call in candidates.values():
         jax.block_until_ready(call())
     for _ in range(rounds):
         for name, call in candidates.items():
-            time.sleep(_PAUSE)
+            time.sleep(pause)
             for _ in range(2):
                 start = time.perf_counter()
                 jax.block_until_ready(call())

@@ -7,9 +7,11 @@ Three bilinear maps are each other's derivatives: the convolution y = F(x, k), t
 the gradient to the image, which is F again, of y and the kernel turned around.
 """
 
+import json
 import math
 import os
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -20,13 +22,15 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from dcls_jax import native
-from dcls_jax.lowerings import FUSED_CELLS, Pads, Strides, direct, fft, shifts
+from dcls_jax.lowerings import Pads, Strides, direct, fft, shifts
 from dcls_jax.padding import Padding, explicit_padding
 
 Method = Literal["auto", "direct", "fft", "shifts", "native"]
 
 _METHODS = {"direct": direct, "fft": fft, "shifts": shifts, "native": native.depthwise}
 _PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+# Lowerings by the time they take, on each platform that was at hand; `benchmarks/depthwise.py --table` measures them.
+_FASTEST: dict[str, list[dict[str, Any]]] = json.loads(Path(__file__).with_name("fastest.json").read_text())
 
 
 def depthwise_conv(
@@ -60,14 +64,18 @@ def depthwise_conv(
 
 
 def fastest(platform: str, x: Array, kernel_size: tuple[int, ...], strides: Strides) -> str:
-    """The lowering that "auto" means, by `benchmarks/depthwise.py`; XLA's own where nothing was measured."""
-    if platform != "cpu" or x.dtype == jnp.float64:
+    """The lowering that "auto" means: of the nearest case in fastest.json, the first that there is; else XLA's own."""
+    stride = min(max(strides), 2)
+    cases = [case for case in _FASTEST.get(platform, []) if (case["dtype"], case["stride"]) == (x.dtype.name, stride)]
+    if not cases:
         return "direct"
-    if native.supports(x, strides):
-        return "native"
-    if math.prod(kernel_size) <= FUSED_CELLS or math.prod(x.shape[1:3]) <= 14 * 14:
-        return "shifts"
-    return "fft"
+
+    def distance(case: dict[str, Any]) -> float:
+        pairs = (case["size"] ** 2, math.prod(x.shape[1:3])), (case["kernel"] ** 2, math.prod(kernel_size))
+        return sum(abs(math.log(a / b)) for a, b in pairs)
+
+    order: list[str] = min(cases, key=distance)["order"]
+    return next(method for method in order if method != "native" or native.supports(x, strides))
 
 
 # ----- F: the convolution --------------------------------------------------------------------------------------------

@@ -75,6 +75,30 @@ def test_values_and_gradients_match_float64(method, size, kernel_size, padding, 
         assert_close(gradient, expected, 1e-5)
 
 
+@pytest.mark.skipif(not native.available(), reason="no C++ compiler at install")
+@pytest.mark.parametrize("level", ["plain", "avx2", "avx512"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("size", "stride"), [(3, 1), (3, 2), (7, 1), (7, 2), (17, 1), (17, 2), (51, 1)])
+def test_native_kernels_of_every_instruction_set(monkeypatch, level, dtype, size, stride, assert_close):
+    monkeypatch.setattr(native, "_level", lambda: np.int64(native._LEVELS[level]))
+    jax.clear_caches()
+    # two whole vectors of the widest set, and half of one
+    x, kernel = (array.astype(dtype) for array in arrays((30, 23), (size, size), channels=40))
+    with jax.enable_x64(True):
+        exact, exact_pullback = jax.vjp(
+            lambda x, k: reference(x, k, size // 2, stride), x.astype(jnp.float64), kernel.astype(jnp.float64)
+        )
+        direction = jax.random.normal(jax.random.key(2), exact.shape, jnp.float32).astype(dtype)
+        exact_gradients = exact_pullback(direction.astype(jnp.float64))
+    y, pullback = jax.vjp(
+        lambda x, k: depthwise_conv(x, k, padding=size // 2, stride=stride, method="native"), x, kernel
+    )
+    tolerance = 1e-5 if dtype == "float32" else 2**-8
+    for result, expected in zip((y, *pullback(direction)), (exact, *exact_gradients), strict=True):
+        assert result.dtype == dtype
+        assert_close(result.astype(jnp.float32), expected, tolerance)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_forward_mode_and_second_derivatives(method, assert_close):
     x, kernel = arrays((6, 6), (3, 3))
