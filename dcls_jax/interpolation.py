@@ -65,3 +65,22 @@ def spread(position: Array, sigma: Array | None, *, size: int, version: Version)
     cells = jnp.arange(size, dtype=position.dtype)
     centred = position[..., None] + size // 2
     return _SPREADS[version](centred, None if sigma is None else sigma[..., None], cells)
+
+
+def two_cells(position: Array, *, size: int, version: Version) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    """The cells left and right of an element on an axis, all that it meets in v0 and v1, and its share of each.
+
+    position: any shape (...), in cells from the centre `size // 2`. Returns (cell, share) twice, each (...), int32 and
+    float; what falls off the grid has share 0. Equals `spread`, its derivatives too.
+    """
+    centred = position + size // 2
+    left = jax.lax.stop_gradient(jnp.floor(centred))
+    right_share = centred - left
+    if version == "v1":
+        right_share = jax.nn.relu(right_share)  # of slope 0 at 0, as a triangle has at its top and its feet
+
+    def on_grid(cell: Array, share: Array) -> tuple[Array, Array]:
+        inside = (cell >= 0) & (cell < size)
+        return jnp.where(inside, cell, 0).astype(jnp.int32), jnp.where(inside, share, 0)
+
+    return on_grid(left, 1 - right_share), on_grid(left + 1, right_share)

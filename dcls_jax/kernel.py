@@ -1,12 +1,14 @@
 """The dense kernel of a dilated convolution with learnable spacings (arXiv 2112.03740, 2306.00817)."""
 
-from functools import reduce
+import math
+from functools import partial, reduce
+from itertools import product
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from dcls_jax.interpolation import VERSIONS, Version, has_sigma, spread
+from dcls_jax.interpolation import VERSIONS, Version, has_sigma, spread, two_cells
 
 
 def grid_axes(version: Version, dims: int) -> tuple[int, ...]:
@@ -39,37 +41,72 @@ def construct_kernel(
     """
     _check(weight, positions, sigma, dilated_kernel_size, version)
     dims = len(dilated_kernel_size)
-    row_of_axis = {axis: row for row, axis in enumerate(grid_axes(version, dims))}
+    rows = [grid_axes(version, dims).index(axis) for axis in range(dims)]
+    axes = [positions[row] for row in rows]
+    sigmas = [None if sigma is None else sigma[row] for row in rows]
+    contract = partial(_contract, sigmas=sigmas, sizes=dilated_kernel_size, version=version)
+    if has_sigma(version):
+        return contract(weight, axes)
+    # A scatter is four to seven times faster on a CPU; TPUs scatter one value after the other.
+    return jax.lax.platform_dependent(
+        weight,
+        axes,
+        cpu=partial(_scatter, sizes=dilated_kernel_size, version=version),
+        default=contract,
+    )
+
+
+def _scatter(weight: Array, positions: list[Array], *, sizes: tuple[int, ...], version: Version) -> Array:
+    """For v0 and v1: every element adds to the corner cells around its position, two per axis."""
+    axes = [two_cells(position, size=size, version=version) for position, size in zip(positions, sizes, strict=True)]
+    if version != "v0":
+        weight = _normalised(weight, [left + right for (_, left), (_, right) in axes])
+    pairs = math.prod(weight.shape[:2])
+    kernel_of_element = jnp.arange(pairs, dtype=jnp.int32).reshape(*weight.shape[:2], 1)
+    cells, values = [], []
+    for corner in product(*axes):
+        index, value = kernel_of_element, weight
+        for (cell, share), size in zip(corner, sizes, strict=True):
+            index, value = index * size + cell, value * share
+        cells.append(index)
+        values.append(value)
+    flat = jnp.zeros(pairs * math.prod(sizes), weight.dtype)
+    flat = flat.at[jnp.stack(cells, -1).reshape(-1)].add(jnp.stack(values, -1).reshape(-1), mode="promise_in_bounds")
+    return flat.reshape(*weight.shape[:2], *sizes)
+
+
+def _contract(
+    weight: Array, positions: list[Array], *, sigmas: list[Array | None], sizes: tuple[int, ...], version: Version
+) -> Array:
+    """For every version: the spreads of all elements over each axis, multiplied and summed over the elements."""
     spreads = [
-        spread(positions[row], None if sigma is None else sigma[row], size=size, version=version)
-        for size, row in ((size, row_of_axis[axis]) for axis, size in enumerate(dilated_kernel_size))
+        spread(position, sigma, size=size, version=version)
+        for position, sigma, size in zip(positions, sigmas, sizes, strict=True)
     ]
     if version != "v0":
-        footprint = reduce(jnp.multiply, [s.sum(-1) for s in spreads])
-        weight = weight / (footprint + 1e-7)
-    return _outer_sum(weight, spreads)
-
-
-def _outer_sum(weight: Array, spreads: list[Array]) -> Array:
-    """sum_n weight[..., n] * spreads[0][..., n, :] x spreads[1][..., n, :] x ...: (out, in, *sizes)."""
+        weight = _normalised(weight, [s.sum(-1) for s in spreads])
     first, *rest = spreads
     weighted = weight[..., None] * first  # out in count size
     match rest:
         case []:
             return weighted.sum(-2)
         case [second]:
-            return _contract("oinh,oinw->oihw", weighted, second)
+            return _sum_of_products("oinh,oinw->oihw", weighted, second)
         case [second, third]:
             # A slice at a time: (count, size, size) per pair of channels would outgrow the kernel itself.
             slices = jax.lax.map(
-                lambda plane: _contract("oinh,oinw->oihw", plane[..., None] * second, third),
+                lambda plane: _sum_of_products("oinh,oinw->oihw", plane[..., None] * second, third),
                 jnp.moveaxis(weighted, -1, 0),
             )
             return jnp.moveaxis(slices, 0, 2)
     raise ValueError(f"kernels have 1, 2 or 3 dimensions, not {len(spreads)}")
 
 
-def _contract(equation: str, a: Array, b: Array) -> Array:
+def _normalised(weight: Array, footprint_by_axis: list[Array]) -> Array:
+    return weight / (reduce(jnp.multiply, footprint_by_axis) + 1e-7)
+
+
+def _sum_of_products(equation: str, a: Array, b: Array) -> Array:
     return jnp.einsum(equation, a, b, precision=jax.lax.Precision.HIGHEST)
 
 

@@ -1,5 +1,7 @@
 """Kernel construction: values worked out by hand, the `dcls` package, memory."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ from jax.test_util import check_grads
 
 from dcls_jax import construct_kernel
 from dcls_jax.interpolation import VERSIONS, has_sigma
-from dcls_jax.kernel import grid_axes
+from dcls_jax.kernel import _contract, _scatter, grid_axes
 
 KEY = jax.random.key(0)
 
@@ -82,6 +84,28 @@ def test_gradients_agree_with_finite_differences(version, size):
             return (construct_kernel(*arguments, dilated_kernel_size=size, version=version) ** 3).sum()
 
         check_grads(loss, arguments, order=1, modes=("fwd", "rev"), eps=1e-7, rtol=1e-4)
+
+
+@pytest.mark.parametrize("version", ["v0", "v1"])
+@pytest.mark.parametrize("size", [(6,), (5, 4), (4, 3, 5)])
+@pytest.mark.parametrize("where", ["anywhere", "integers"])
+def test_scatter_and_contraction_are_one_kernel(version, size, where):
+    """A CPU scatters, other platforms contract: values and both derivatives, within the grid, at its edge, beyond."""
+    rng = np.random.default_rng(2)
+    weight = jnp.asarray(rng.standard_normal((3, 2, 7)), jnp.float32)
+    drawn = [rng.uniform(-4, 4, weight.shape) for _ in size]
+    positions = [jnp.asarray(np.round(p) if where == "integers" else p, jnp.float32) for p in drawn]
+    tangents = jax.tree.map(lambda a: jnp.asarray(rng.standard_normal(a.shape), a.dtype), (weight, positions))
+    scatter = partial(_scatter, sizes=size, version=version)
+    contract = partial(_contract, sigmas=[None] * len(size), sizes=size, version=version)
+
+    def derivatives(construct):
+        kernel, pull_back = jax.vjp(construct, weight, positions)
+        return *jax.jvp(construct, (weight, positions), tangents), pull_back(jnp.cos(kernel))
+
+    for ours, other in zip(*(jax.tree.leaves(derivatives(f)) for f in (scatter, contract)), strict=True):
+        assert jnp.abs(other).max() > 0 or where == "integers"
+        np.testing.assert_allclose(ours, other, rtol=1e-5, atol=1e-5)
 
 
 def test_memory_is_elements_times_the_sum_of_the_sides():
