@@ -2,8 +2,9 @@
 
     python benchmarks/clickme.py [--model convnext_tiny] [--dcls] [--batch 32] [--images 256]
 
-Pictures of the sample, again and again; weights are random. The step is model, map and Spearman's correlation.
-Utilisation is the whole's rate over the step's: 100 % if the device never waits for data.
+Pictures of the sample, again and again; weights are random. The step is model, map and Spearman's
+correlation by both protocols. Utilisation is the whole's rate over the step's: 100 % if the device never
+waits for data.
 """
 
 import argparse
@@ -32,7 +33,7 @@ def main() -> None:
     model = freeze(create_model(options.model, dcls=options.dcls))
     shards: list[Path] = sorted(SAMPLE.glob("*.tfrecords"))
     records = Records(shards)
-    stored = clickme._reader(records, model.transform, "aligned", skip_bad=False)
+    stored = clickme._reader(records, model.transform, clickme.PROTOCOLS, skip_bad=False)
     runner = Runner(
         clickme._scores(model, "grad_cam"),
         nnx.state(model),

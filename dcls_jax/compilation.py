@@ -30,3 +30,5 @@ def keep_compilations() -> None:
     """Keep compiled programs in the user's cache folder, or where JAX_COMPILATION_CACHE_DIR says ("": nowhere)."""
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(pooch.os_cache("dcls_jax") / "compiled"))
+    # The small programs too: there are a hundred of them before the first result.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

@@ -40,20 +40,22 @@ def construct_kernel(
     Raises ValueError where shapes, version and sizes do not fit together.
     """
     _check(weight, positions, sigma, dilated_kernel_size, version)
-    dims = len(dilated_kernel_size)
-    rows = [grid_axes(version, dims).index(axis) for axis in range(dims)]
-    axes = [positions[row] for row in rows]
+    return _construct(weight, positions, sigma, sizes=tuple(dilated_kernel_size), version=version)
+
+
+@partial(jax.jit, static_argnames=("sizes", "version"))  # layers of one shape are traced and compiled once
+def _construct(
+    weight: Array, positions: Array, sigma: Array | None, *, sizes: tuple[int, ...], version: Version
+) -> Array:
+    rows = [grid_axes(version, len(sizes)).index(axis) for axis in range(len(sizes))]
+    by_axis = [positions[row] for row in rows]
     sigmas = [None if sigma is None else sigma[row] for row in rows]
-    contract = partial(_contract, sigmas=sigmas, sizes=dilated_kernel_size, version=version)
+    contract = partial(_contract, sigmas=sigmas, sizes=sizes, version=version)
     if has_sigma(version):
-        return contract(weight, axes)
+        return contract(weight, by_axis)
     # A scatter is four to seven times faster on a CPU; TPUs scatter one value after the other.
-    return jax.lax.platform_dependent(
-        weight,
-        axes,
-        cpu=partial(_scatter, sizes=dilated_kernel_size, version=version),
-        default=contract,
-    )
+    scatter = partial(_scatter, sizes=sizes, version=version)
+    return jax.lax.platform_dependent(weight, by_axis, cpu=scatter, default=contract)
 
 
 def _scatter(weight: Array, positions: list[Array], *, sizes: tuple[int, ...], version: Version) -> Array:

@@ -132,19 +132,16 @@ def evaluate_clickme(
 
     built = create_model(model, dcls=dcls, num_classes=num_classes, weights=weights)
     name = f"{model}_dcls" if dcls else model
-    results = [
-        clickme.evaluate(
-            built,
-            paths,
-            method=method,
-            protocol=chosen,
-            batch_size=batch_size,
-            out=out / f"clickme-{name}-{method}-{chosen}",
-            skip_bad=skip_bad,
-            name=name,
-        )
-        for chosen in (("published", "aligned") if protocol == "both" else (protocol,))
-    ]
+    results = clickme.evaluate_protocols(
+        built,
+        paths,
+        clickme.PROTOCOLS if protocol == "both" else (protocol,),
+        method=method,
+        batch_size=batch_size,
+        out=out / f"clickme-{name}-{method}-{protocol}",
+        skip_bad=skip_bad,
+        name=name,
+    )
     print_results(results)
     print(f"results: {out}")
 

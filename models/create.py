@@ -4,8 +4,10 @@ import dataclasses
 import difflib
 from collections.abc import Mapping
 from os import PathLike
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
+import jax
 from flax import nnx
 
 from dcls_jax.layers import DclsConfig
@@ -63,14 +65,21 @@ def create_model(
     config |= {"num_classes": num_classes, "dcls": (setting if dcls else None) if isinstance(dcls, bool) else dcls}
     config = {key: tuple(value) if isinstance(value, list) else value for key, value in config.items()}
 
-    def build() -> Backbone:
-        return family(dataclasses.replace(base, **config), rngs=nnx.Rngs(0) if rngs is None else rngs)
+    def build(rngs: nnx.Rngs) -> Backbone:
+        return family(dataclasses.replace(base, **config), rngs=rngs)
 
     if weights is None:
-        return build()
+        return build(rngs or nnx.Rngs(0))
     if weights == "published":
         if not isinstance(dcls, bool):
             raise ValueError(f"weights are published for dcls True or False, not for dcls (={dcls})")
         weights = fetch(name, dcls=dcls)
-    # Shapes are enough to load into, unless stochastic depth has random state of its own.
-    return load_weights(build() if config.get("drop_path_rate") else nnx.eval_shape(build), weights)
+    if config.get("drop_path_rate"):  # stochastic depth has random state of its own
+        return load_weights(build(rngs or nnx.Rngs(0)), weights)
+    return load_weights(nnx.eval_shape(lambda: build(shapes_only())), weights)
+
+
+def shapes_only() -> nnx.Rngs:
+    """Random keys where only shapes count: one for all, as counting them costs seconds while shapes are traced."""
+    key = jax.random.key(0)
+    return cast(nnx.Rngs, SimpleNamespace(params=lambda: key))

@@ -10,7 +10,7 @@ from flax import nnx
 from jax.extend.core import jaxprs_in_params
 
 from dcls_jax.freeze import freeze
-from dcls_jax.models.create import create_model
+from dcls_jax.models.create import create_model, shapes_only
 from dcls_jax.models.preprocess import Transform
 from dcls_jax.models.published import CHECKPOINTS
 
@@ -30,7 +30,7 @@ class Description:
 
 def describe(name: str, *, dcls: bool, size: int | None = None) -> Description:
     """Describe a model at images of `size` x `size` pixels (its own unless given). ValueError: unknown name."""
-    model = nnx.eval_shape(lambda: create_model(name, dcls=dcls))
+    model = nnx.eval_shape(lambda: create_model(name, dcls=dcls, rngs=shapes_only()))
     side = model.transform.crop if size is None else size
     image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
     frozen = nnx.eval_shape(freeze, model)

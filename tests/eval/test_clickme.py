@@ -71,6 +71,15 @@ def test_protocols_agree_where_nothing_is_cropped(shards: Path, whole: clickme.R
     assert abs(tiny.evaluate(shards, protocol="published").alignment - whole.alignment) > 1e-4
 
 
+def test_several_protocols_at_once_are_each_as_alone(shards: Path, whole: clickme.Result, tmp_path: Path) -> None:
+    published, aligned = clickme.evaluate_protocols(tiny.Tiny(), shards, batch_size=8, out=tmp_path, progress=False)  # type: ignore[arg-type]
+    assert (published.protocol, aligned.protocol) == ("published", "aligned")
+    np.testing.assert_allclose(aligned.per_image, whole.per_image, atol=1e-6)
+    np.testing.assert_allclose(published.per_image, tiny.evaluate(shards, protocol="published").per_image, atol=1e-6)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["results"]["published"]["alignment"] == published.alignment
+
+
 @pytest.fixture
 def damaged(tmp_path: Path) -> Path:
     """Nine records: the third has a wrong checksum, the fifth is no example, the file ends inside the ninth."""
@@ -117,7 +126,10 @@ def test_killed_run_resumes_to_the_bit(
     resumed = tiny.evaluate(shards, out=tmp_path / "run")
     np.testing.assert_array_equal(resumed.per_image, whole.per_image)
     assert (tmp_path / "run" / "part-000000.npz").stat().st_mtime_ns == kept
-    assert json.loads((tmp_path / "run" / "summary.json").read_text())["alignment"] == whole.alignment
+    assert (
+        json.loads((tmp_path / "run" / "summary.json").read_text())["results"]["aligned"]["alignment"]
+        == whole.alignment
+    )
     assert not list((tmp_path / "run").glob("*.tmp"))
 
 
