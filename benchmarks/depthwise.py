@@ -76,8 +76,10 @@ def table() -> list[dict[str, object]]:
 
         def call(method: str, x: jax.Array = x, k: jax.Array = k, stride: int = stride) -> Callable[[], object]:
             def block(x: jax.Array, k: jax.Array) -> jax.Array:
-                # Between operations as models have them: XLA fuses a lowering in plain JAX with both, or fails to.
+                # Between operations as models have them, and one convolution after the other: XLA fuses a lowering in
+                # plain JAX with what surrounds it, which may be a gain, or make it compute the same again and again.
                 y = depthwise_conv(jax.nn.relu(x), k, padding=len(k) // 2, stride=stride, method=method)
+                y = depthwise_conv(jax.nn.relu(y), k, padding=len(k) // 2, method=method)
                 return y - y.mean(-1, keepdims=True)
 
             compiled = jax.jit(block, compiler_options=compiler_options())
