@@ -65,17 +65,19 @@ def create_model(
     config |= {"num_classes": num_classes, "dcls": (setting if dcls else None) if isinstance(dcls, bool) else dcls}
     config = {key: tuple(value) if isinstance(value, list) else value for key, value in config.items()}
 
+    rngs = nnx.Rngs(0) if rngs is None else rngs
+
     def build(rngs: nnx.Rngs) -> Backbone:
         return family(dataclasses.replace(base, **config), rngs=rngs)
 
     if weights is None:
-        return build(rngs or nnx.Rngs(0))
+        return build(rngs)
     if weights == "published":
         if not isinstance(dcls, bool):
             raise ValueError(f"weights are published for dcls True or False, not for dcls (={dcls})")
         weights = fetch(name, dcls=dcls)
     if config.get("drop_path_rate"):  # stochastic depth has random state of its own
-        return load_weights(build(rngs or nnx.Rngs(0)), weights)
+        return load_weights(build(rngs), weights)
     return load_weights(nnx.eval_shape(lambda: build(shapes_only())), weights)
 
 
