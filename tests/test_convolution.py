@@ -31,6 +31,7 @@ CASES = [
     ((15, 14), (7, 7), 3, 2),
     ((11, 16), (17, 5), ((9, 7), (0, 4)), (2, 1)),
     ((6, 6), (3, 3), 5, 1),  # more padding than the kernel reaches
+    ((4, 5), (3, 3), 20, 1),  # rows enough beyond the image to fill a work item
     ((20, 20), (31, 29), (15, 14), 1),
     ((1, 1), (7, 7), 3, 1),
 ]
@@ -78,12 +79,14 @@ def test_values_and_gradients_match_float64(method, size, kernel_size, padding, 
 @pytest.mark.skipif(not native.available(), reason="no C++ compiler at install")
 @pytest.mark.parametrize("level", ["plain", "avx2", "avx512"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize(("size", "stride"), [(3, 1), (3, 2), (7, 1), (7, 2), (17, 1), (17, 2), (51, 1)])
-def test_native_kernels_of_every_instruction_set(monkeypatch, level, dtype, size, stride, assert_close):
+@pytest.mark.parametrize(
+    ("size", "stride", "channels"),  # 40: two whole vectors of the widest set, and half of one
+    [(3, 1, 40), (3, 1, 96), (3, 2, 40), (7, 1, 40), (7, 1, 64), (7, 2, 40), (17, 1, 40), (17, 2, 40), (51, 1, 40)],
+)
+def test_native_kernels_of_every_instruction_set(monkeypatch, level, dtype, size, stride, channels, assert_close):
     monkeypatch.setattr(native, "_level", lambda: np.int64(native._LEVELS[level]))
     jax.clear_caches()
-    # two whole vectors of the widest set, and half of one
-    x, kernel = (array.astype(dtype) for array in arrays((30, 23), (size, size), channels=40))
+    x, kernel = (array.astype(dtype) for array in arrays((30, 23), (size, size), channels))
     with jax.enable_x64(True):
         exact, exact_pullback = jax.vjp(
             lambda x, k: reference(x, k, size // 2, stride), x.astype(jnp.float64), kernel.astype(jnp.float64)

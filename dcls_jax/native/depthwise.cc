@@ -1,10 +1,11 @@
 // Depthwise convolution on the CPU behind XLA's foreign function interface: channels-last images, float32 or bfloat16,
 // strides 1 and 2, and the gradient to the kernel at stride 1.
 //
-// One work item is one image and one block of channels, copied to a contiguous strip in which a pixel is one vector
-// register; a block of output columns stays in registers over all kernel rows; padding is skipped, not multiplied.
+// One work item is a band of rows of one image and some blocks of channels, copied to a contiguous array of vectors; a
+// tile of output columns stays in registers over all kernel rows; padding is skipped, not multiplied.
 // Built for AVX-512, AVX2 and the plain instruction set; the best is chosen at run time.
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
@@ -21,23 +22,14 @@ struct Problem {
   long batch, height, width, channels, kernel_height, kernel_width, out_height, out_width, pad_top, pad_left, stride;
 };
 
+// What one work item computes: rows [row, end_row) of one image's output, channels of blocks [block, end_block).
+struct Part {
+  long image, row, end_row, block, end_block;
+};
+
 struct BFloat16 {
   uint16_t bits;
 };
-
-inline float ToFloat(float value) { return value; }
-inline float ToFloat(BFloat16 value) {
-  const uint32_t bits = static_cast<uint32_t>(value.bits) << 16;
-  float result;
-  std::memcpy(&result, &bits, sizeof result);
-  return result;
-}
-inline void FromFloat(float value, float* to) { *to = value; }
-inline void FromFloat(float value, BFloat16* to) {  // to the nearest, ties to even
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof bits);
-  to->bits = value != value ? 0x7fc0 : static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-}
 
 // Memory that a thread keeps between work items.
 template <typename Vector>
@@ -90,7 +82,7 @@ Vector* Scratch(int slot, long count) {
 template <typename T>
 struct Kernels {
   long lanes;
-  void (*forward)(const Problem&, const T*, const T*, T*, long, long);
+  void (*forward)(const Problem&, const T*, const T*, T*, const Part&);
   void (*backward)(const Problem&, const T*, const T*, float*, long, long);
 };
 
@@ -115,8 +107,17 @@ void RunForward(ffi::ThreadPool& pool, const Problem& p, int64_t level, ffi::Any
   const auto* image = static_cast<const T*>(x.untyped_data());
   const auto* cells = static_cast<const T*>(kernel.untyped_data());
   auto* result = static_cast<T*>(out->untyped_data());
-  ParallelFor(pool, p.batch * blocks,
-              [&](long item) { kernels.forward(p, image, cells, result, item / blocks, item % blocks); });
+  // As many channels at a time as have their kernels in 32 KiB, to read memory in its order; but items for all threads.
+  const long rows = std::max(14L, 4 * p.kernel_height), bands = (p.out_height + rows - 1) / rows;
+  const long fit = 32768 / (p.kernel_height * p.kernel_width * kernels.lanes * 4);
+  const long share = p.batch * bands * blocks / (4 * pool.num_threads());
+  const long group = std::max(std::min(fit, share), 1L), groups = (blocks + group - 1) / group;
+  ParallelFor(pool, p.batch * bands * groups, [&](long item) {
+    const long block = item % groups * group, row = item / groups % bands * rows;
+    kernels.forward(p, image, cells, result,
+                    {item / groups / bands, row, std::min(row + rows, p.out_height), block,
+                     std::min(block + group, blocks)});
+  });
 }
 
 template <typename T>
