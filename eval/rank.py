@@ -73,17 +73,20 @@ def _ranks_without_a_sort(x: Array) -> Array:
     return first + (size + 1) / 2
 
 
+def _finite_ranks(x: Array) -> Array:
+    finite = jnp.isfinite(x).all()
+    return jnp.where(finite, _ranks_without_a_sort(jnp.where(finite, x, 0)), jnp.nan)
+
+
 def average_ranks(x: Array) -> Array:
     """Ranks from 1, ties sharing their average, of x read as one flat float32 array of at most 2**24 values.
 
     Equals `scipy.stats.rankdata` exactly; NaN throughout if any value is not finite. The shape is that of `x`.
     Values below 1e-37 of magnitude may count as equal to zero (devices flush them).
     """
-    flat = x.reshape(-1).astype(jnp.float32)
-    finite = jnp.isfinite(flat).all()
-    on_cpu = native.average_ranks if native.available() else _ranks_without_a_sort
-    ranks = lax.platform_dependent(jnp.where(finite, flat, 0), cpu=on_cpu, default=_ranks_without_a_sort)
-    return jnp.where(finite, ranks, jnp.nan).reshape(x.shape)
+    on_cpu = native.average_ranks if native.available() else _finite_ranks
+    ranks: Array = lax.platform_dependent(x.reshape(-1).astype(jnp.float32), cpu=on_cpu, default=_finite_ranks)
+    return ranks.reshape(x.shape)
 
 
 def spearman(a: Array, b: Array) -> Array:

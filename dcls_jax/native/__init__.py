@@ -76,5 +76,8 @@ def kernel_gradient(
 
 
 def average_ranks(x: Array) -> Array:
-    """Ranks from 1 along the last axis, ties sharing their average: x (..., N) float32, no NaN -> the same shape."""
+    """Ranks from 1 along the last axis, ties sharing their average: x (..., N) float32 -> the same shape.
+
+    NaN throughout a row in which a value is not finite.
+    """
     return jax.ffi.ffi_call("dcls_average_ranks", x, vmap_method="broadcast_all")(x)

@@ -1,8 +1,11 @@
 // Average ranks of rows of float32, ties sharing their mean, by a radix sort of the bits.
 
+#include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <utility>
 #include <vector>
 
@@ -19,27 +22,33 @@ struct Entry {
   uint32_t key, index;
 };
 
-// Unsigned integers in the order of the numbers; both zeros are one.
+// Unsigned integers in the order of the numbers; both zeros are one. Without branches, which random signs would mislead.
 inline uint32_t OrderedBits(float value) {
-  if (value == 0) return 0x80000000u;
+  value += 0.0f;  // -0 becomes 0
   uint32_t bits;
   std::memcpy(&bits, &value, sizeof bits);
-  return bits >> 31 ? ~bits : bits | 0x80000000u;
+  return bits ^ (0x80000000u | -(bits >> 31));
 }
 
 inline uint32_t Digit(uint32_t key, int digit) { return key >> (kBits * digit) & (kBuckets - 1); }
 
-// Ranks from 1 of one row.
+// Ranks from 1 of one row; NaN if a value is not finite.
 void RankRow(const float* x, long count, float* ranks) {
   thread_local std::vector<Entry> sorted, other;
   thread_local std::array<std::array<uint32_t, kBuckets>, kDigits> places;
   sorted.resize(count);
   other.resize(count);
   for (auto& digit : places) digit.fill(0);
+  bool finite = true;
   for (long i = 0; i < count; ++i) {
+    finite &= std::abs(x[i]) <= std::numeric_limits<float>::max();
     const uint32_t key = OrderedBits(x[i]);
     sorted[i] = {key, static_cast<uint32_t>(i)};
     for (int d = 0; d < kDigits; ++d) ++places[d][Digit(key, d)];
+  }
+  if (!finite) {
+    std::fill(ranks, ranks + count, std::numeric_limits<float>::quiet_NaN());
+    return;
   }
   for (int d = 0; d < kDigits; ++d) {
     uint32_t before = 0;
