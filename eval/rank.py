@@ -96,6 +96,13 @@ def spearman(a: Array, b: Array) -> Array:
     """
     if a.shape != b.shape:
         raise ValueError(f"spearman compares maps of one shape, got {a.shape} and {b.shape}.")
+    on_cpu = native.spearman if native.available() else _correlation_of_ranks
+    pair = (m.reshape(-1).astype(jnp.float32) for m in (a, b))
+    result: Array = lax.platform_dependent(*pair, cpu=on_cpu, default=_correlation_of_ranks)
+    return result
+
+
+def _correlation_of_ranks(a: Array, b: Array) -> Array:
     # the mean rank is (n + 1) / 2 whatever the ties, so centred ranks are exact; scaled, their squares stay near one
-    x, y = ((2 * average_ranks(m).reshape(-1) - (m.size + 1)) / m.size for m in (a, b))
+    x, y = ((2 * average_ranks(m) - (m.size + 1)) / m.size for m in (a, b))
     return jnp.mean(x * y) / (jnp.sqrt(jnp.mean(x * x)) * jnp.sqrt(jnp.mean(y * y)))

@@ -26,7 +26,7 @@ def available() -> bool:
     if not found:
         return False
     library = ctypes.CDLL(str(found[0]))
-    for name in ("dcls_depthwise", "dcls_depthwise_kernel_gradient", "dcls_average_ranks"):
+    for name in ("dcls_depthwise", "dcls_depthwise_kernel_gradient", "dcls_average_ranks", "dcls_spearman"):
         jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
     return True
 
@@ -81,3 +81,12 @@ def average_ranks(x: Array) -> Array:
     NaN throughout a row in which a value is not finite.
     """
     return jax.ffi.ffi_call("dcls_average_ranks", x, vmap_method="broadcast_all")(x)
+
+
+def spearman(a: Array, b: Array) -> Array:
+    """Spearman's rank correlation along the last axis: a, b (..., N) float32 -> (...).
+
+    NaN where a row is constant or has a value that is not finite.
+    """
+    call = jax.ffi.ffi_call("dcls_spearman", jax.ShapeDtypeStruct(a.shape[:-1], a.dtype), vmap_method="broadcast_all")
+    return call(a, b)
