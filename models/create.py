@@ -65,10 +65,8 @@ def create_model(
     config |= {"num_classes": num_classes, "dcls": (setting if dcls else None) if isinstance(dcls, bool) else dcls}
     config = {key: tuple(value) if isinstance(value, list) else value for key, value in config.items()}
 
-    rngs = nnx.Rngs(0) if rngs is None else rngs
-
-    def build(rngs: nnx.Rngs) -> Backbone:
-        return family(dataclasses.replace(base, **config), rngs=rngs)
+    def build(rngs: nnx.Rngs | None) -> Backbone:
+        return family(dataclasses.replace(base, **config), rngs=nnx.Rngs(0) if rngs is None else rngs)
 
     if weights is None:
         return build(rngs)
