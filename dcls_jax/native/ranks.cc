@@ -34,13 +34,18 @@ inline uint32_t OrderedBits(float value) {
 
 inline uint32_t Digit(uint32_t key, int digit) { return key >> (kBits * digit) & (kBuckets - 1); }
 
+// A buffer of this thread. By its address: a compiler looks thread_local names up again in every turn of a loop.
+template <typename T, int id>
+T* Buffer(long count) {
+  thread_local std::vector<T> buffer;
+  buffer.resize(count);
+  return buffer.data();
+}
+
 // Ranks from 1 of one row; NaN if a value is not finite.
 void RankRow(const float* x, long count, float* ranks) {
-  thread_local std::vector<Entry> sorted, other;
-  thread_local std::array<std::array<uint32_t, kBuckets>, kDigits> places;
-  sorted.resize(count);
-  other.resize(count);
-  for (auto& digit : places) digit.fill(0);
+  Entry *sorted = Buffer<Entry, 0>(count), *other = Buffer<Entry, 1>(count);
+  std::array<std::array<uint32_t, kBuckets>, kDigits> places{};
   bool finite = true;
   for (long i = 0; i < count; ++i) {
     finite &= std::abs(x[i]) <= std::numeric_limits<float>::max();
@@ -55,8 +60,8 @@ void RankRow(const float* x, long count, float* ranks) {
   for (int d = 0; d < kDigits; ++d) {
     uint32_t before = 0;
     for (uint32_t& place : places[d]) before += std::exchange(place, before);
-    for (const Entry& entry : sorted) other[places[d][Digit(entry.key, d)]++] = entry;
-    sorted.swap(other);
+    for (long i = 0; i < count; ++i) other[places[d][Digit(sorted[i].key, d)]++] = sorted[i];
+    std::swap(sorted, other);
   }
   for (long first = 0, end; first < count; first = end) {
     for (end = first + 1; end < count && sorted[end].key == sorted[first].key;) ++end;
@@ -69,15 +74,13 @@ void RankRow(const float* x, long count, float* ranks) {
 double Spearman(const float* a, const float* b, long count) {
   constexpr long kLanes = 8;  // enough for a compiler to find its vectors
   const float mean = 0.5f * static_cast<float>(count + 1);
-  thread_local std::vector<float> ranks_a, ranks_b;
-  for (auto* ranks : {&ranks_a, &ranks_b}) {
-    ranks->resize((count + kLanes - 1) / kLanes * kLanes);
-    std::fill(ranks->begin() + count, ranks->end(), mean);
-  }
-  RankRow(a, count, ranks_a.data());
-  RankRow(b, count, ranks_b.data());
+  const long padded = (count + kLanes - 1) / kLanes * kLanes;
+  float *ranks_a = Buffer<float, 0>(padded), *ranks_b = Buffer<float, 1>(padded);
+  for (float* ranks : {ranks_a, ranks_b}) std::fill(ranks + count, ranks + padded, mean);
+  RankRow(a, count, ranks_a);
+  RankRow(b, count, ranks_b);
   std::array<double, kLanes> ab{}, aa{}, bb{};
-  for (size_t i = 0; i < ranks_a.size(); i += kLanes)
+  for (long i = 0; i < padded; i += kLanes)
     for (long lane = 0; lane < kLanes; ++lane) {
       const double x = ranks_a[i + lane] - mean, y = ranks_b[i + lane] - mean;
       ab[lane] += x * y;
