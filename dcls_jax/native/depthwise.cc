@@ -7,7 +7,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <vector>
 
 #include "parallel.h"
 #include "xla/ffi/api/ffi.h"
@@ -28,16 +27,6 @@ struct Part {
 struct BFloat16 {
   uint16_t bits;
 };
-
-// Memory that a thread keeps between work items.
-template <typename Vector>
-Vector* Scratch(int slot, long count) {
-  thread_local std::vector<char> buffers[2];
-  const size_t bytes = count * sizeof(Vector) + 64;
-  if (buffers[slot].size() < bytes) buffers[slot].resize(bytes);
-  const auto address = reinterpret_cast<uintptr_t>(buffers[slot].data());
-  return reinterpret_cast<Vector*>((address + 63) / 64 * 64);
-}
 
 #if defined(__x86_64__)
 #if defined(__clang__)

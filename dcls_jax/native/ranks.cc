@@ -9,7 +9,6 @@
 #include <limits>
 #include <numeric>
 #include <utility>
-#include <vector>
 
 #include "parallel.h"
 #include "xla/ffi/api/ffi.h"
@@ -34,17 +33,9 @@ inline uint32_t OrderedBits(float value) {
 
 inline uint32_t Digit(uint32_t key, int digit) { return key >> (kBits * digit) & (kBuckets - 1); }
 
-// A buffer of this thread. By its address: a compiler looks thread_local names up again in every turn of a loop.
-template <typename T, int id>
-T* Buffer(long count) {
-  thread_local std::vector<T> buffer;
-  buffer.resize(count);
-  return buffer.data();
-}
-
 // Ranks from 1 of one row; NaN if a value is not finite.
 void RankRow(const float* x, long count, float* ranks) {
-  Entry *sorted = Buffer<Entry, 0>(count), *other = Buffer<Entry, 1>(count);
+  Entry *sorted = Scratch<Entry>(0, count), *other = Scratch<Entry>(1, count);
   std::array<std::array<uint32_t, kBuckets>, kDigits> places{};
   bool finite = true;
   for (long i = 0; i < count; ++i) {
@@ -75,7 +66,7 @@ double Spearman(const float* a, const float* b, long count) {
   constexpr long kLanes = 8;  // enough for a compiler to find its vectors
   const float mean = 0.5f * static_cast<float>(count + 1);
   const long padded = (count + kLanes - 1) / kLanes * kLanes;
-  float *ranks_a = Buffer<float, 0>(padded), *ranks_b = Buffer<float, 1>(padded);
+  float *ranks_a = Scratch<float>(0, padded), *ranks_b = Scratch<float>(1, padded);
   for (float* ranks : {ranks_a, ranks_b}) std::fill(ranks + count, ranks + padded, mean);
   RankRow(a, count, ranks_a);
   RankRow(b, count, ranks_b);
