@@ -5,11 +5,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import jax
 from jax import Array
 
+from dcls_jax.cam.pytree import pytree
 
-@jax.tree_util.register_dataclass
+
+@pytree
 @dataclass(frozen=True)
 class FunctionalModel:
     """Two functions and their parameters as a model for every method here: see `from_functions`."""

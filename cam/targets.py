@@ -19,10 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from dcls_jax.cam.pytree import pytree
+
 Targets = Array | np.ndarray | list[int] | Callable[[Array], Array]
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class Logit:
     """The logit of a class, as the labels (B,) alone; for use inside `Negative`."""
@@ -33,7 +35,7 @@ class Logit:
         return logits[self.labels]
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class Probability:
     """The softmax probability of a class: labels (B,). Its gradient vanishes where the model is certain."""
@@ -44,7 +46,7 @@ class Probability:
         return jax.nn.softmax(logits)[self.labels]
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class LogProbability:
     """The logarithm of the softmax probability of a class: labels (B,)."""
@@ -55,7 +57,7 @@ class LogProbability:
         return jax.nn.log_softmax(logits)[self.labels]
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class Rest:
     """Logit plus log-probability of a class: labels (B,). ReST, for Shapley-CAM, arXiv 2501.06261."""
@@ -66,7 +68,7 @@ class Rest:
         return (logits + jax.nn.log_softmax(logits))[self.labels]
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class Contrast:
     """What tells a class from others: y_c - strength * mean_r y_r, labels (B,), references r (B, count). Finer-CAM.
@@ -88,7 +90,7 @@ class Contrast:
         return (jax.nn.softmax(logits[self.references]) * differences).sum()
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class Negative:
     """What speaks against: minus the score of other targets (labels, soft labels or a dataclass). Grad-CAM, section
@@ -103,7 +105,7 @@ class Negative:
         return -_score(output, self.targets)
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class Similarity:
     """Cosine similarity of an embedding (dims,) with a reference: references (B, dims). 0 for a zero vector."""
@@ -117,7 +119,7 @@ class Similarity:
         return jnp.where(squares > 0, (embedding * self.references).sum() / norms, 0)
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class Region:
     """Mean over a region of a class's dense logits (H, W, classes): labels (B,), masks (B, H, W) bool or weights.

@@ -55,6 +55,22 @@ def test_scores_of_logits(targets, expected, assert_close):
         assert_close(scores(LOGITS[1:], second), expected[1:], 1e-6)
 
 
+def test_no_target_is_taken_for_another():
+    single = [target(LABELS) for target in (Logit, Probability, LogProbability, Rest)]
+    pairs = [Contrast(LABELS, REFERENCES, *static) for static in ((1.0,), (0.6,), (1.0, True))]
+    targets = [
+        *single,
+        *pairs,
+        Negative(LABELS),
+        *map(Negative, single),
+        Similarity(REFERENCES),
+        Region(LABELS, REFERENCES),
+    ]
+    structures = [jax.tree.structure(target) for target in targets]
+    equal = [(a, b) for i, a in enumerate(structures) for b in structures[:i] if a == b]
+    assert not equal  # a program in jit's cache is found by hash and equality
+
+
 def test_weighted_contrast_is_the_authors_and_differentiates_its_weights(assert_close):
     def authors(logits, label, references):  # pytorch-grad-cam's FinerWeightedTarget
         weights = jax.nn.softmax(logits)[references]
