@@ -1,6 +1,7 @@
 """Dataclasses whose arrays go through `jax.jit` as arrays do."""
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import jax
@@ -25,7 +26,7 @@ def pytree(cls: C) -> C:
         values, aux = flatten(instance)
         return tuple((jax.tree_util.GetAttrKey(name), value) for name, value in zip(dynamic, values, strict=True)), aux
 
-    def unflatten(aux: tuple[Any, ...], values: tuple[Any, ...]) -> Any:
+    def unflatten(aux: tuple[Any, ...], values: Iterable[Any]) -> Any:
         return cls(**dict(zip(dynamic, values, strict=True)), **dict(zip(static, aux, strict=True)))
 
     jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)

@@ -10,6 +10,8 @@ the gradient to the image, which is F again, of y and the kernel turned around.
 import json
 import math
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -22,13 +24,29 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from dcls_jax import native
-from dcls_jax.lowerings import Pads, Strides, direct, fft, shifts
+from dcls_jax.lowerings import Pads, Strides, dft, direct, fft, shifts
 from dcls_jax.padding import Padding, explicit_padding
 
-Method = Literal["auto", "direct", "fft", "shifts", "native"]
+Method = Literal["auto", "direct", "fft", "dft", "shifts", "native"]
+Convolution = Callable[[Array, Array, Pads, Strides], Array]
 
-_METHODS = {"direct": direct, "fft": fft, "shifts": shifts, "native": native.depthwise}
-_PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+
+@dataclass(frozen=True)
+class Lowering:
+    """A way to convolve, and the one whose transpose gives the gradient to the kernel."""
+
+    convolve: Convolution
+    transposed: Convolution
+    cpu_only: bool = False
+
+
+LOWERINGS: dict[str, Lowering] = {
+    "direct": Lowering(direct, direct),
+    "fft": Lowering(fft, fft),
+    "dft": Lowering(dft, dft),
+    "shifts": Lowering(shifts, dft),  # its own transpose takes ten times as long
+    "native": Lowering(native.depthwise, dft, cpu_only=True),  # at stride 1 there is a native kernel for the gradient
+}
 # Lowerings by the time they take, on each platform that was at hand; `benchmarks/depthwise.py --table` measures them.
 _FASTEST: dict[str, list[dict[str, Any]]] = json.loads(Path(__file__).with_name("fastest.json").read_text())
 
@@ -47,7 +65,8 @@ def depthwise_conv(
     padding: a number, "SAME", "VALID", or one number or (low, high) pair per axis.
     method: a lowering, or "auto" for the one measured fastest for this platform and shape; the environment variable
     DCLS_JAX_DEPTHWISE, where it is set, is taken for "auto".
-    Raises ValueError where shapes do not fit or the method is unknown or not built.
+    Raises ValueError where shapes do not fit or the method is unknown or not built; and, when the program is compiled,
+    where the method is "native" and the platform is not a CPU.
     """
     if x.ndim != 4 or kernel.ndim != 3 or x.shape[-1] != kernel.shape[-1]:
         raise ValueError(f"x {x.shape} must be (B, H, W, C) and kernel {kernel.shape} (kh, kw, C), with equal C")
@@ -56,14 +75,14 @@ def depthwise_conv(
     if any(s + sum(pair) < k for s, pair, k in zip(x.shape[1:3], pads, kernel.shape[:2], strict=True)):
         raise ValueError(f"kernel {kernel.shape} is larger than the image {x.shape} with its padding {pads}")
     chosen = os.environ.get("DCLS_JAX_DEPTHWISE", "auto") if method == "auto" else method
-    if chosen != "auto" and chosen not in _METHODS:
-        raise ValueError(f"method (={chosen!r}) must be one of auto, {', '.join(_METHODS)}")
+    if chosen != "auto" and chosen not in LOWERINGS:
+        raise ValueError(f"method (={chosen!r}) must be one of auto, {', '.join(LOWERINGS)}")
     if chosen == "native" and not native.supports(x, strides):
         raise ValueError(f"method 'native' is not built here, or not for {x.dtype} at strides {strides}")
     return _convolve.bind(x, kernel.astype(x.dtype), pads=(pads[0], pads[1]), strides=strides, method=chosen)
 
 
-def fastest(platform: str, x: Array, kernel_size: tuple[int, ...], strides: Strides) -> str:
+def fastest(platform: str, x: Array, kernel_size: tuple[int, ...], strides: Strides, *, native_too: bool = True) -> str:
     """The lowering that "auto" means: of the nearest case in fastest.json, the first that there is; else XLA's own."""
     stride = min(max(strides), 2)
     cases = [case for case in _FASTEST.get(platform, []) if (case["dtype"], case["stride"]) == (x.dtype.name, stride)]
@@ -75,7 +94,18 @@ def fastest(platform: str, x: Array, kernel_size: tuple[int, ...], strides: Stri
         return sum(abs(math.log(a / b)) for a, b in pairs)
 
     order: list[str] = min(cases, key=distance)["order"]
-    return next(method for method in order if method != "native" or native.supports(x, strides))
+    return next(method for method in order if method != "native" or (native_too and native.supports(x, strides)))
+
+
+def _chosen(
+    method: str, x: Array, kernel_size: tuple[int, ...], strides: Strides, *, platform: str, exported: bool
+) -> str:
+    """The lowering for one platform. An exported program is for any machine: it calls no library of this one's."""
+    if method == "auto":
+        return fastest(platform, x, kernel_size, strides, native_too=not exported)
+    if LOWERINGS[method].cpu_only and platform != "cpu":
+        raise ValueError(f"method (={method!r}, or DCLS_JAX_DEPTHWISE) is for CPUs, and this program is for {platform}")
+    return method
 
 
 # ----- F: the convolution --------------------------------------------------------------------------------------------
@@ -83,9 +113,9 @@ def fastest(platform: str, x: Array, kernel_size: tuple[int, ...], strides: Stri
 _convolve = Primitive("depthwise_conv")
 
 
-def _lower_convolve(x: Array, kernel: Array, *, pads: Pads, strides: Strides, method: str, platform: str) -> Array:
-    chosen = fastest(platform, x, kernel.shape[:2], strides) if method == "auto" else method
-    return _METHODS[chosen](x, kernel, pads, strides)
+def _lower_convolve(x: Array, kernel: Array, *, pads: Pads, strides: Strides, method: str, **target: Any) -> Array:
+    chosen = _chosen(method, x, kernel.shape[:2], strides, **target)
+    return LOWERINGS[chosen].convolve(x, kernel, pads, strides)
 
 
 def _transpose_image(y: Array, x: Any, kernel: Array, *, pads: Pads, strides: Strides, method: str) -> Array:
@@ -133,15 +163,14 @@ _correlate = Primitive("depthwise_kernel_gradient")
 
 
 def _lower_correlate(
-    x: Array, y: Array, *, pads: Pads, strides: Strides, method: str, size: tuple[int, int], platform: str
+    x: Array, y: Array, *, pads: Pads, strides: Strides, method: str, size: tuple[int, int], **target: Any
 ) -> Array:
-    chosen = fastest(platform, x, size, strides) if method == "auto" else method
+    chosen = _chosen(method, x, size, strides, **target)
     if chosen == "native" and strides == (1, 1):
         return native.kernel_gradient(x, y, pads, size)
-    # The transpose of `shifts` to the kernel is ten times slower than that of `fft`.
-    lowering = direct if chosen == "direct" else fft
+    convolve = LOWERINGS[chosen].transposed
     kernel = jax.ShapeDtypeStruct((*size, x.shape[-1]), x.dtype)
-    return jax.linear_transpose(lambda kernel: lowering(x, kernel, pads, strides), kernel)(y)[0]
+    return jax.linear_transpose(lambda kernel: convolve(x, kernel, pads, strides), kernel)(y)[0]
 
 
 def _correlate_to_image(kernel: Array, x: Any, y: Array, *, size: tuple[int, int], **params: Any) -> Array:
@@ -167,11 +196,16 @@ def _register(
 ) -> None:
     compiled = jax.jit(primitive.bind, static_argnames=static)
     primitive.def_impl(lambda *arrays, **params: compiled(*arrays, **params))
-    for platform in _PLATFORMS:
-        rule = mlir.lower_fun(partial(lowering, platform=platform), multiple_results=False)
-        mlir.register_lowering(primitive, rule, platform=platform)
+    for platform in ("cpu", "cuda", "rocm", "tpu"):
+        mlir.register_lowering(primitive, partial(_lower, lowering, platform), platform=platform)
+    mlir.register_lowering(primitive, partial(_lower, lowering, "other platforms"))
     ad.defbilinear(primitive, *transposes)
     batching.primitive_batchers[primitive] = batch
+
+
+def _lower(lowering: Any, platform: str, context: Any, *arrays: Any, **params: Any) -> Any:
+    target = {"platform": platform, "exported": context.module_context.lowering_parameters.for_export}
+    return mlir.lower_fun(partial(lowering, **target), multiple_results=False)(context, *arrays, **params)
 
 
 @_convolve.def_abstract_eval

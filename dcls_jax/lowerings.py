@@ -6,6 +6,7 @@ Each takes x (B, H, W, C), kernel (kh, kw, C), explicit padding and strides, and
 import math
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
@@ -27,19 +28,32 @@ def direct(x: Array, kernel: Array, pads: Pads, strides: Strides) -> Array:
 
 
 def fft(x: Array, kernel: Array, pads: Pads, strides: Strides) -> Array:
-    """Product of spectra, at the smallest size whose wrap-around misses every output that is kept."""
-    if any(p >= k for pair, k in zip(pads, kernel.shape, strict=False) for p in pair):
-        # Padding beyond the kernel's reach is not part of a circular convolution: write the zeros out.
-        x, pads = jnp.pad(x, ((0, 0), *pads, (0, 0))), ((0, 0), (0, 0))
-    axes = list(zip(x.shape[1:3], kernel.shape[:2], pads, strict=True))
-    lengths = [_fft_length(max(size + low, size + high, k)) for size, k, (low, high) in axes]
+    """Product of spectra, at the smallest size whose wrap-around misses every output that is kept.
+
+    Not for a CPU unless asked for: there XLA's FFT may wait for ever for threads that wait for it (jaxlib 0.11.2).
+    """
+    x, pads = _within_reach(x, kernel, pads)
+    (height, width), kept = _circle(x, kernel, pads, strides)
+    lengths = _fft_length(height), _fft_length(width)
     image = jnp.moveaxis(x.astype(jnp.float32), -1, 1)
     flipped = jnp.moveaxis(kernel.astype(jnp.float32)[::-1, ::-1], -1, 0)
     full = jnp.fft.irfft2(jnp.fft.rfft2(image, lengths) * jnp.fft.rfft2(flipped, lengths), lengths)
-    kept = [
-        slice(k - 1 - low, size + high, stride) for (size, k, (low, high)), stride in zip(axes, strides, strict=True)
-    ]
     return jnp.moveaxis(full[:, :, kept[0], kept[1]], 1, -1).astype(x.dtype)
+
+
+def _within_reach(x: Array, kernel: Array, pads: Pads) -> tuple[Array, Pads]:
+    """With padding beyond the kernel's reach, which is no part of a circular convolution, written out as zeros."""
+    if any(p >= k for pair, k in zip(pads, kernel.shape, strict=False) for p in pair):
+        return jnp.pad(x, ((0, 0), *pads, (0, 0))), ((0, 0), (0, 0))
+    return x, pads
+
+
+def _circle(x: Array, kernel: Array, pads: Pads, strides: Strides) -> tuple[tuple[int, int], tuple[slice, slice]]:
+    """Height and width of the smallest circular convolution that has every output, and where in it they are."""
+    axes = list(zip(x.shape[1:3], kernel.shape[:2], pads, strides, strict=True))
+    height, width = (max(size + low, size + high, k) for size, k, (low, high), _ in axes)
+    rows, columns = (slice(k - 1 - low, size + high, stride) for size, k, (low, high), stride in axes)
+    return (height, width), (rows, columns)
 
 
 def _fft_length(minimum: int) -> int:
@@ -52,6 +66,56 @@ def _fft_length(minimum: int) -> int:
         return n == 1
 
     return next(n for n in range(minimum + minimum % 2, 2 * minimum + 2, 2) if smooth(n))
+
+
+def dft(x: Array, kernel: Array, pads: Pads, strides: Strides) -> Array:
+    """Product of spectra as in `fft`, but each transform is a matrix product, to and from only the pixels there are.
+
+    Complex numbers are pairs of real ones. Images are (H, W, B * C), so that rows are transformed by one large product
+    and columns by one per row.
+    """
+    x, pads = _within_reach(x, kernel, pads)
+    (height, width), (kept_rows, kept_columns) = _circle(x, kernel, pads, strides)
+    rows, columns = np.arange(height), np.arange(width // 2 + 1)  # further columns mirror these, the image being real
+
+    def spectrum(pixels: Array) -> Array:
+        """(h, w, N) -> (rows, 2, columns, N)"""
+        h, w, _ = pixels.shape
+        by_row = _product("pfh,hwn->fpwn", _pairs(_waves(-rows, np.arange(h), height))[:, :, 0], pixels)
+        return _each_row(_pairs(_waves(-columns, np.arange(w), width)), by_row)
+
+    batch, channels = x.shape[0], x.shape[3]
+    image = spectrum(x.astype(jnp.float32).transpose(1, 2, 0, 3).reshape(*x.shape[1:3], -1))
+    a = jnp.moveaxis(image.reshape(height, 2, len(columns), batch, channels), 1, 0)
+    b = jnp.moveaxis(spectrum(kernel.astype(jnp.float32)[::-1, ::-1])[..., None, :], 1, 0)
+    product = jnp.stack([a[0] * b[0] - a[1] * b[1], a[0] * b[1] + a[1] * b[0]], 1)
+
+    mirrored = np.where((columns == 0) | (2 * columns == width), 1, 2) / (height * width)
+    to_columns = _waves(np.arange(width)[kept_columns], columns, width) * mirrored
+    by_row = _each_row(_pairs(to_columns), product.reshape(height, 2, len(columns), -1))
+    y = _product("hpf,fpwn->hwn", _pairs(_waves(np.arange(height)[kept_rows], rows, height))[0], by_row)
+    return y.reshape(*y.shape[:2], batch, channels).transpose(2, 0, 1, 3).astype(x.dtype)
+
+
+def _waves(a: np.ndarray, b: np.ndarray, length: int) -> np.ndarray:
+    """exp(2 pi i a b / length), (len(a), len(b)) complex."""
+    return np.exp(2j * np.pi / length * (np.outer(a, b) % length))
+
+
+def _pairs(matrix: np.ndarray) -> np.ndarray:
+    """A complex matrix (m, n) that multiplies pairs of a real and an imaginary part: (2, m, 2, n) float32."""
+    real, imaginary = matrix.real, matrix.imag
+    return np.stack([np.stack([real, -imaginary], 1), np.stack([imaginary, real], 1)]).astype(np.float32)
+
+
+def _each_row(pairs: np.ndarray, x: Array) -> Array:
+    """(2, m, 2, n) times each row of x (rows, 2, n, N) -> (rows, 2, m, N); a product per row, to transpose nothing."""
+    matrices = jnp.broadcast_to(pairs, (len(x), *pairs.shape))
+    return _product("rqmpn,rpnk->rqmk", matrices, x)
+
+
+def _product(equation: str, matrix: np.ndarray | Array, x: Array) -> Array:
+    return jnp.einsum(equation, matrix, x, precision=lax.Precision.HIGHEST)
 
 
 def shifts(x: Array, kernel: Array, pads: Pads, strides: Strides) -> Array:

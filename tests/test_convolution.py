@@ -13,6 +13,7 @@ from dcls_jax.padding import explicit_padding
 METHODS = (
     "direct",
     "fft",
+    "dft",
     "shifts",
     "auto",
     pytest.param("native", marks=pytest.mark.skipif(not native.available(), reason="no C++ compiler at install")),

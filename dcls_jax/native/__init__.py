@@ -6,29 +6,65 @@ Without the library everything works through the plain JAX lowerings. `DCLS_JAX_
 
 import ctypes
 import os
+import re
+import warnings
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+LIBRARY = Path(__file__).with_name("_kernels.so")
+
+_HANDLERS = ("dcls_depthwise", "dcls_depthwise_kernel_gradient", "dcls_average_ranks", "dcls_spearman")
 _LEVELS = {"plain": 0, "avx2": 1, "avx512": 2}
 
 
 @cache
 def available() -> bool:
-    """Whether the library is there and registered with XLA."""
-    if os.environ.get("DCLS_JAX_NATIVE") == "0":
+    """Whether the library is there and registered with XLA; a warning says why one that is there cannot be used."""
+    if os.environ.get("DCLS_JAX_NATIVE") == "0" or not LIBRARY.exists():
         return False
-    found = sorted(Path(__file__).parent.glob("_kernels*.so"))
-    if not found:
+    try:
+        handlers = _load(LIBRARY)
+    except (OSError, AttributeError, RuntimeError) as error:
+        warnings.warn(
+            f"the native kernels cannot be used ({error}); plain JAX takes their place, slower. To rebuild them: "
+            "pip install --force-reinstall --no-deps --no-cache-dir dcls_jax, or in a checkout pip install -e .",
+            stacklevel=2,
+        )
         return False
-    library = ctypes.CDLL(str(found[0]))
-    for name in ("dcls_depthwise", "dcls_depthwise_kernel_gradient", "dcls_average_ranks", "dcls_spearman"):
-        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
+    for name, handler in handlers.items():
+        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(handler), platform="cpu")
     return True
+
+
+def _load(path: Path) -> dict[str, Any]:
+    """The library's handlers by name.
+
+    Raises OSError where it cannot be opened, AttributeError where a handler is missing, RuntimeError where it needs a
+    newer XLA: to register it then would leave JAX without its CPU backend.
+    """
+    library = ctypes.CDLL(str(path))
+    major, minor = ctypes.c_int32(), ctypes.c_int32()
+    library.dcls_ffi_version(ctypes.byref(major), ctypes.byref(minor))
+    built, here = (major.value, minor.value), _ffi_version()
+    if built[0] != here[0] or built > here:
+        versions = ["{}.{}".format(*version) for version in (built, here)]
+        raise RuntimeError(f"built for XLA's FFI {versions[0]}, where jaxlib {jax.lib.__version__} has {versions[1]}")
+    return {name: getattr(library, name) for name in _HANDLERS}
+
+
+def _ffi_version() -> tuple[int, int]:
+    """The version of the foreign function interface that jaxlib has, by its own headers."""
+    header = Path(jax.ffi.include_dir(), "xla/ffi/api/c_api.h").read_text()
+    major, minor = (re.search(rf"#define XLA_FFI_API_{part} (\d+)", header) for part in ("MAJOR", "MINOR"))
+    if major is None or minor is None:
+        raise RuntimeError(f"jaxlib {jax.lib.__version__} does not say which version of XLA's FFI it has")
+    return int(major[1]), int(minor[1])
 
 
 @cache
