@@ -11,6 +11,7 @@ from jax import Array
 
 from dcls_jax.layers import Conv, Dcls2d, DclsConfig, Positions
 from dcls_jax.models.activations import gelu
+from dcls_jax.models.attention import self_attention
 from dcls_jax.models.backbone import Backbone, Layer, drop_path_rates, stochastic_depth
 from dcls_jax.models.depthwise import depthwise, shared_positions
 from dcls_jax.models.norms import BatchNorm
@@ -117,10 +118,7 @@ class Attention(nnx.Module):
         self.proj = _linear(dim, dim, rngs)
 
     def __call__(self, x: Array) -> Array:
-        batch, height, width, dim = x.shape
-        qkv = self.qkv(x).reshape(batch, height * width, 3, dim // HEAD_DIM, HEAD_DIM)
-        attended = jax.nn.dot_product_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
-        return self.proj(attended.reshape(x.shape))
+        return self.proj(self_attention(self.qkv(x), HEAD_DIM))
 
 
 class ConvFFN(nnx.Module):

@@ -10,6 +10,7 @@ from flax import nnx
 from jax import Array
 
 from dcls_jax.layers import Conv, DclsConfig, Positions
+from dcls_jax.models.attention import self_attention
 from dcls_jax.models.backbone import Backbone, Layer, drop_path_rates, stochastic_depth
 from dcls_jax.models.depthwise import depthwise, shared_positions
 from dcls_jax.models.preprocess import Transform
@@ -100,9 +101,7 @@ class Attention(nnx.Module):
 
     def __call__(self, x: Array, positions: Positions | None = None) -> Array:
         """x (B, H, W, C) -> the same shape. Attention has no use for positions."""
-        b, h, w, _ = x.shape
-        q, k, v = jnp.unstack(self.qkv(x).reshape(b, h * w, 3, -1, HEAD_DIM), axis=2)
-        return self.proj(jax.nn.dot_product_attention(q, k, v).reshape(b, h, w, -1))
+        return self.proj(self_attention(self.qkv(x), HEAD_DIM))
 
 
 class Mlp(nnx.Module):
