@@ -1,8 +1,11 @@
 """How well maps agree with human attention: data, metrics, the resumable loop, reports, the command line."""
 
-from dcls_jax.eval import clickme
-from dcls_jax.eval.rank import average_ranks, spearman
-from dcls_jax.eval.records import RecordError
-from dcls_jax.eval.results import ResultsError
+from etils import epy
+
+with epy.lazy_api_imports(globals()):  # a rank correlation needs no reader of records
+    from dcls_jax.eval import clickme
+    from dcls_jax.eval.rank import average_ranks, spearman
+    from dcls_jax.eval.records import RecordError
+    from dcls_jax.eval.results import ResultsError
 
 __all__ = ["RecordError", "ResultsError", "average_ranks", "clickme", "spearman"]

@@ -1,17 +1,13 @@
-"""The command `dcls-jax`."""
+"""The command `dcls-jax`. What a command needs is imported when it runs, so that --help is there at once."""
 
 import sys
+from collections.abc import Callable
+from functools import partial, wraps
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
-from rich import box
 from rich.console import Console
-from rich.progress import track
-from rich.table import Table
-
-from convert_weights import command as convert
-from dcls_jax.compilation import keep_compilations
 
 app = typer.Typer(
     name="dcls-jax",
@@ -22,7 +18,6 @@ app = typer.Typer(
 )
 evaluations = typer.Typer(no_args_is_help=True, help="Evaluate the maps of a model on a data set.")
 app.add_typer(evaluations, name="eval")
-app.command("convert")(convert)
 
 Model = Annotated[str, typer.Option("--model", "-m", help="A name that `dcls-jax models` lists.")]
 Dcls = Annotated[bool, typer.Option("--dcls", help="The model with DCLS, in its published setting.")]
@@ -36,7 +31,32 @@ Weights = Annotated[
 ]
 
 
+def _until_stopped(command: Callable[..., None], *, goes_on: bool = False) -> Callable[..., None]:
+    """The command, which Ctrl-C ends with code 130 and a line; goes_on: given again, it goes on where it stopped."""
+
+    @wraps(command)
+    def stoppable(*arguments: Any, **options: Any) -> None:
+        from dcls_jax.compilation import keep_compilations
+
+        try:
+            keep_compilations()
+            command(*arguments, **options)
+        except KeyboardInterrupt:
+            _say("stopped; the same command goes on from here" if goes_on else "stopped", "yellow")
+            raise typer.Exit(130) from None
+
+    return stoppable
+
+
+def _say(line: str, style: str) -> None:
+    Console(stderr=True).print(line, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+_resumable = partial(_until_stopped, goes_on=True)
+
+
 @app.command()
+@_resumable
 def demo(
     out: Annotated[Path, typer.Option(help="The folder for results and pictures.")] = Path("results/demo"),
 ) -> None:
@@ -49,6 +69,7 @@ def demo(
 
 
 @app.command()
+@_until_stopped
 def cam(
     images: Annotated[list[Path], typer.Argument(help="Pictures, in any format that Pillow reads.", exists=True)],
     model: Model,
@@ -108,6 +129,7 @@ def cam(
 
 
 @evaluations.command("clickme")
+@_resumable
 def evaluate_clickme(
     paths: Annotated[list[str], typer.Argument(help="ClickMe's TFRecord files, their folder, or globs.")],
     model: Model,
@@ -120,7 +142,7 @@ def evaluate_clickme(
     ] = "both",
     batch_size: Annotated[int, typer.Option(help="Images at a time, over all devices.")] = 32,
     num_classes: Annotated[int, typer.Option(help="How many classes the checkpoint has.")] = 1000,
-    out: Annotated[Path, typer.Option(help="The folder for results; the same command resumes there.")] = Path(
+    out: Annotated[Path, typer.Option(help="The folder for results folders; the same command resumes there.")] = Path(
         "results"
     ),
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Count damaged records and go on.")] = False,
@@ -132,60 +154,97 @@ def evaluate_clickme(
 
     built = create_model(model, dcls=dcls, num_classes=num_classes, weights=weights)
     name = f"{model}_dcls" if dcls else model
+    folder = out / f"clickme-{name}-{method}-{protocol}"
     results = clickme.evaluate_protocols(
         built,
         paths,
         clickme.PROTOCOLS if protocol == "both" else (protocol,),
         method=method,
         batch_size=batch_size,
-        out=out / f"clickme-{name}-{method}-{protocol}",
+        out=folder,
         skip_bad=skip_bad,
         name=name,
     )
     print_results(results)
-    print(f"results: {out}")
+    print(f"results: {folder}")
 
 
 @app.command()
+@_until_stopped
+def convert(
+    source: Annotated[Path, typer.Argument(help="A .pth, .pth.tar, .pt or .safetensors file, or an Orbax folder.")],
+    destination: Annotated[Path, typer.Argument(help="The folder to write; it must not exist.")],
+    model: Model,
+    dcls: Annotated[bool, typer.Option("--dcls", help="The checkpoint is of the model with DCLS.")] = False,
+    num_classes: Annotated[int, typer.Option(help="How many classes the checkpoint has.")] = 1000,
+    swap_positions: Annotated[
+        bool,
+        typer.Option(
+            "--swap-positions", help="Exchange the axes of positions: v0 checkpoints made with dcls 0.0.2 to 0.0.5."
+        ),
+    ] = False,
+) -> None:
+    """Convert a published PyTorch checkpoint to an Orbax checkpoint, and check the result."""
+    from dcls_jax.models import create_model
+    from dcls_jax.models.convert import convert
+
+    built = create_model(model, dcls=dcls, num_classes=num_classes)
+    result = convert(source, destination, built, swap_positions=swap_positions)
+    print(f"model               {model}{' with DCLS' if dcls else ''}")
+    print(f"parameters          {result.parameters:,}")
+    print(f"largest difference  {result.largest_difference} (read back and compared)")
+    print(f"written to          {result.destination}")
+
+
+@app.command()
+@_until_stopped
 def models() -> None:
     """List the models, what they cost, and what they are made for."""
+    from rich import box
+    from rich.table import Table
+
     from dcls_jax import native
-    from dcls_jax.models import list_models
-    from dcls_jax.models.describe import describe
+    from dcls_jax.models.describe import descriptions
 
     table = Table(title="Models; multiply-adds and explained activation for one image", box=box.SIMPLE_HEAD)
     for column in ("model", "parameters", "GMACs", "activation", "resize, crop"):
         table.add_column(column, justify="right" if column in ("parameters", "GMACs") else "left", no_wrap=True)
     table.add_column("published checkpoint", overflow="fold")
-    for name in track(list_models(), description="", console=Console(stderr=True), transient=True):
-        for dcls in (False, True):
-            it = describe(name, dcls=dcls)
-            table.add_row(
-                f"{name} --dcls" if dcls else name,
-                f"{it.parameters:,}",
-                f"{it.macs / 1e9:.2f}",
-                "x".join(map(str, it.activation)),
-                f"{it.transform.resize}, {it.transform.crop}",
-                it.checkpoint or "none",
-            )
+    for it in descriptions():
+        table.add_row(
+            f"{it.name} --dcls" if it.dcls else it.name,
+            f"{it.parameters:,}",
+            f"{it.macs / 1e9:.2f}",
+            "x".join(map(str, it.activation)),
+            f"{it.transform.resize}, {it.transform.crop}",
+            it.checkpoint or "none",
+        )
     Console().print(table)
-    lowering = "the native kernels" if native.available() else "plain JAX (no C++ compiler was found at install)"
+    lowering = (
+        "the native kernels" if native.available() else "plain JAX (the native kernels were not built at install)"
+    )
     print(f"depthwise convolution on a CPU: {lowering}")
 
 
-def run(command: typer.Typer) -> None:
+def run(command: Callable[[], object]) -> None:
     """Run a command line: errors of use and of data in one line, exit code 1; Ctrl-C ends with 130."""
     try:
         command()
     except (ValueError, OSError) as error:
-        Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        _say(f"error: {error}", "red")
         sys.exit(1)
     except KeyboardInterrupt:
-        Console(stderr=True).print("stopped; the same command goes on from here", style="yellow")
+        _say("stopped", "yellow")
         sys.exit(130)
 
 
 def main() -> None:
     """The entry point of `dcls-jax`."""
-    keep_compilations()
     run(app)
+
+
+def convert_weights() -> None:
+    """The entry point of `convert_weights.py`: `dcls-jax convert` as a command of its own."""
+    alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    alone.command()(convert)
+    run(alone)

@@ -29,7 +29,7 @@ from dcls_jax.eval.rank import spearman
 from dcls_jax.eval.records import Paths, RecordError, Records
 from dcls_jax.eval.results import ResultsFolder
 from dcls_jax.eval.runner import Runner
-from dcls_jax.freeze import freeze
+from dcls_jax.freezing import freeze
 from dcls_jax.models import Backbone, Transform
 
 HUMAN_CEILING = 0.65753  # mean correlation of one half of the people with the other

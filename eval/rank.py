@@ -95,7 +95,7 @@ def spearman(a: Array, b: Array) -> Array:
     Equals `scipy.stats.spearmanr(a.ravel(), b.ravel())`; NaN if a map is constant or not finite. Jit and vmap at will.
     """
     if a.shape != b.shape:
-        raise ValueError(f"spearman compares maps of one shape, got {a.shape} and {b.shape}.")
+        raise ValueError(f"spearman compares maps of one shape, got {a.shape} and {b.shape}")
     on_cpu = native.spearman if native.available() else _correlation_of_ranks
     pair = (m.reshape(-1).astype(jnp.float32) for m in (a, b))
     result: Array = lax.platform_dependent(*pair, cpu=on_cpu, default=_correlation_of_ranks)

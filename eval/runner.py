@@ -21,13 +21,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+import dcls_jax
 from dcls_jax.compilation import compiler_options
 from dcls_jax.eval.results import Arrays, ResultsFolder
 
 Step = Callable[[Any, dict[str, Array]], dict[str, Array]]
 
 _REPORT_SECONDS = 10.0  # between two lines where no bar can be drawn
-_PACKAGES = ("dcls_jax", "jax", "jaxlib", "flax", "numpy", "pillow", "simplejpeg")
+_PACKAGES = ("jax", "jaxlib", "flax", "numpy", "pillow", "simplejpeg")
 
 
 class Runner:
@@ -53,9 +54,9 @@ class Runner:
     ) -> None:
         devices = jax.local_devices()
         if batch_size < 1 or batch_size % len(devices):
-            raise ValueError(f"batch_size (={batch_size}) must be a multiple of this host's {len(devices)} devices.")
+            raise ValueError(f"batch_size (={batch_size}) must be a multiple of this host's {len(devices)} devices")
         if count < 1:
-            raise ValueError("there are no records to evaluate.")
+            raise ValueError("there are no records to evaluate")
         self._read, self._count, self._batch_size, self._progress = read, count, batch_size, progress
         self.seconds = 0.0
 
@@ -81,7 +82,7 @@ class Runner:
             "weights": self._weights,
             "program": hashlib.sha256(self._lowered.as_text().encode()).hexdigest()[:16],
             "compiler_options": compiler_options(),
-            "versions": {"python": platform.python_version()}
+            "versions": {"python": platform.python_version(), "dcls_jax": dcls_jax.__version__}
             | {package: importlib.metadata.version(package) for package in _PACKAGES},
             "devices": f"{self._sharding.mesh.size} x {device.device_kind}",
             "hosts": jax.process_count(),
@@ -94,7 +95,7 @@ class Runner:
         """
         hosts, host = jax.process_count(), jax.process_index()
         if hosts > 1 and folder is None:
-            raise ValueError("several hosts need a folder, on a file system that they share, for their results.")
+            raise ValueError("several hosts need a folder, on a file system that they share, for their results")
         start = time.perf_counter()
         batches = range(-(-self._count // self._batch_size))
         pending = [b for b in batches[host::hosts] if folder is None or not folder.has(b)]
@@ -158,15 +159,15 @@ def _fingerprint(state: Any) -> str:
 
 
 class _Speed(ProgressColumn):
-    """Images per second."""
+    """Records per second."""
 
     def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:.1f} images/s" if task.speed else "")
+        return Text(f"{task.speed:.1f} records/s" if task.speed else "")
 
 
 @contextmanager
 def _progress_of(total: int, shown: bool) -> Iterator[Callable[[int], None]]:
-    """A function to call with the number of images just done: draws a bar, or prints lines if there is no terminal."""
+    """A function to call with the number of records just done: draws a bar, or prints lines if there is no terminal."""
     if not shown or not total:
         yield lambda _: None
     elif sys.stderr.isatty():
@@ -189,6 +190,6 @@ def _lines(total: int) -> Callable[[int], None]:
         if now - last >= _REPORT_SECONDS or done == total:
             last, speed = now, done / max(now - start, 1e-9)
             left = (total - done) / speed
-            print(f"{done}/{total} images, {speed:.1f} images/s, {left:.0f} s left", file=sys.stderr, flush=True)
+            print(f"{done}/{total} records, {speed:.1f} records/s, {left:.0f} s left", file=sys.stderr, flush=True)
 
     return advance

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from dcls_jax.freeze import Path, dcls_layers
+from dcls_jax.freezing import Path, dcls_layers
 from dcls_jax.models.backbone import Backbone
 
 M = TypeVar("M", bound=Backbone)

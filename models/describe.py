@@ -1,7 +1,13 @@
-"""What a model is, without its weights: size, cost, the activation that is explained."""
+"""What a model is, without its weights: size, cost, the activation that is explained.
 
+To trace all models takes half a minute, so the table is kept: `python -m dcls_jax.models.describe` writes it anew.
+"""
+
+import dataclasses
+import json
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -9,10 +15,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.extend.core import jaxprs_in_params
 
-from dcls_jax.freeze import freeze
-from dcls_jax.models.create import create_model, shapes_only
+from dcls_jax.freezing import freeze
+from dcls_jax.models.create import create_model, list_models, shapes_only
 from dcls_jax.models.preprocess import Transform
 from dcls_jax.models.published import CHECKPOINTS
+
+_TABLE = Path(__file__).with_name("descriptions.json")
 
 
 @dataclass(frozen=True)
@@ -26,6 +34,18 @@ class Description:
     activation: tuple[int, ...]
     transform: Transform
     checkpoint: str | None
+
+
+def descriptions() -> list[Description]:
+    """Every model, standard and with DCLS, at its own image size, as the kept table has it."""
+    return [
+        Description(**row | {"activation": tuple(row["activation"]), "transform": _transform(row["transform"])})
+        for row in json.loads(_TABLE.read_text())
+    ]
+
+
+def _transform(fields: dict[str, Any]) -> Transform:
+    return Transform(**fields | {key: tuple(fields[key]) for key in ("mean", "std")})
 
 
 def describe(name: str, *, dcls: bool, size: int | None = None) -> Description:
@@ -64,3 +84,9 @@ def _macs(jaxpr: Any) -> int:
             case _:
                 total += sum(_macs(inner) for inner in jaxprs_in_params(equation.params))
     return total
+
+
+if __name__ == "__main__":
+    described = [describe(name, dcls=dcls) for name in list_models() for dcls in (False, True)]
+    rows = (json.dumps(dataclasses.asdict(it)) for it in described)
+    _TABLE.write_text("[\n" + ",\n".join(rows) + "\n]\n")

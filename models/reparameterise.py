@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from dcls_jax.freeze import freeze, set_module
+from dcls_jax.freezing import freeze, set_module
 from dcls_jax.layers import Conv, Dcls2d, Positions
 from dcls_jax.models.activations import gelu
 from dcls_jax.models.norms import BatchNorm

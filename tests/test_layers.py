@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from dcls_jax import Conv, Dcls1d, Dcls2d, Dcls3d, DclsConfig, Positions, freeze
-from dcls_jax.freeze import dcls_layers
+from dcls_jax.freezing import dcls_layers
 
 LAYERS = {1: Dcls1d, 2: Dcls2d, 3: Dcls3d}
 

@@ -27,4 +27,4 @@ def test_table_shows_results_side_by_side() -> None:
 
 def test_progress_without_a_terminal_is_lines(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tiny.evaluate(shards, progress=True)
-    assert capsys.readouterr().err.startswith("20/20 images, ")
+    assert capsys.readouterr().err.startswith("20/20 records, ")

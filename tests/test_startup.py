@@ -1,0 +1,53 @@
+"""What an import costs: a stranger who asks for help, or for one function, does not wait for all of JAX."""
+
+import subprocess
+import sys
+
+import pytest
+
+import dcls_jax
+import dcls_jax.eval
+
+HEAVY = {"jax", "flax", "grain", "google.protobuf", "tensorflow_datasets", "orbax", "pooch", "matplotlib", "torch"}
+
+
+def modules_after(statement: str) -> set[str]:
+    program = f"import sys; {statement}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    return set(done.stdout.split()) & HEAVY
+
+
+@pytest.mark.parametrize(
+    ("statement", "needs"),
+    [
+        ("import dcls_jax", set()),
+        ("import dcls_jax.eval.cli", set()),
+        ("from dcls_jax import depthwise_conv", {"jax"}),
+        ("from dcls_jax.eval import spearman, RecordError", {"jax"}),
+    ],
+)
+def test_imports_bring_what_they_need_and_no_more(statement: str, needs: set[str]) -> None:
+    assert modules_after(statement) == needs
+
+
+def test_help_needs_no_jax() -> None:
+    program = """
+import sys
+from dcls_jax.eval.cli import main
+sys.argv = ["dcls-jax", "eval", "clickme", "--help"]
+try:
+    main()
+finally:
+    assert "jax" not in sys.modules
+"""
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize("package", [dcls_jax, dcls_jax.eval], ids=lambda package: package.__name__)
+def test_every_public_name_is_there_whatever_was_imported_before(package) -> None:
+    # A module of an exported function's name would hide it once it is imported.
+    modules = {name.rsplit(".", 1)[1] for name in sys.modules if name.startswith(f"{package.__name__}.")}
+    for name in package.__all__:
+        assert getattr(package, name) is not None
+        assert name in dir(package)
+        assert name not in modules or name == "clickme"
