@@ -1,8 +1,9 @@
 # Every target works on a bare machine with Python 3.11 or newer: it makes the environment first.
 PYTHON ?= python3
 BIN := .venv/bin
+UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
 
-.PHONY: demo test parity lint
+.PHONY: demo test parity package lowest newest lint
 
 demo: .venv/installed
 	$(BIN)/dcls-jax demo
@@ -10,12 +11,33 @@ demo: .venv/installed
 test: .venv/installed
 	$(BIN)/python -m pytest -n auto --dist loadfile
 
-# The tests against PyTorch. torchvision and timm come without their dependencies: they would replace torch.
+# The tests against PyTorch. Those that would replace torch by another build come without their dependencies.
+ORIGINALS = $(shell $(BIN)/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['parity'])")
+ALONE := torchvision% timm% grad-cam%
+
 parity: .venv/installed
-	$(BIN)/python -m pip install --quiet torch==2.13.0
-	$(BIN)/python -m pip install --quiet dcls==0.1.1 huggingface_hub pyyaml opencv-python-headless scikit-learn ttach
-	$(BIN)/python -m pip install --quiet --no-deps timm==1.0.31 torchvision==0.28.0 grad-cam==1.5.7
+	$(BIN)/python -m pip install --quiet $(filter-out $(ALONE),$(ORIGINALS))
+	$(BIN)/python -m pip install --quiet --no-deps $(filter $(ALONE),$(ORIGINALS))
 	$(BIN)/python -m pytest -n auto --dist loadfile -m parity
+
+# What is built and shipped: wheels with and without a compiler, and the source distribution.
+package: .venv/installed
+	$(BIN)/python -m pytest -m package
+
+# The tests with the lowest versions that pyproject.toml declares, and with the newest there are, for the Python that
+# NEWEST_PYTHON names. SUBSET: which tests; every one unless given.
+NEWEST_PYTHON ?= $(PYTHON)
+SUBSET ?=
+
+lowest: .venv/installed
+	$(BIN)/uv venv --quiet --allow-existing --python $(PYTHON) .venv-lowest
+	$(BIN)/uv pip install --quiet --python .venv-lowest/bin/python --resolution lowest-direct --editable ".[test]"
+	.venv-lowest/bin/python -m pytest -n auto --dist loadfile $(SUBSET)
+
+newest: .venv/installed
+	$(BIN)/uv venv --quiet --allow-existing --python $(NEWEST_PYTHON) .venv-newest
+	$(BIN)/uv pip install --quiet --python .venv-newest/bin/python --upgrade --editable ".[test]"
+	.venv-newest/bin/python -m pytest -n auto --dist loadfile $(SUBSET)
 
 lint: .venv/installed
 	$(BIN)/ruff check .
@@ -24,6 +46,6 @@ lint: .venv/installed
 
 .venv/installed: pyproject.toml setup.py $(wildcard dcls_jax/native/*.cc dcls_jax/native/*.inc dcls_jax/native/*.h)
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable ".[test]"
+	$(BIN)/python -m pip install --quiet uv
+	$(UV) --editable ".[test]"
 	touch $@

@@ -1,5 +1,7 @@
-"""The optional C++ kernels, left out where no compiler is found; everything else is in pyproject.toml."""
+"""What pyproject.toml cannot say: the optional C++ kernels, and the README as a package index shows it."""
 
+import re
+import tomllib
 from pathlib import Path
 
 import jaxlib
@@ -18,7 +20,7 @@ class BuildKernels(build_ext):
 
 
 class Wheel(bdist_wheel):
-    """A wheel for any Python, and for any platform too where the kernels were not built."""
+    """A wheel for any Python, and for any platform too where no compiler was found and the kernels were left out."""
 
     def get_tag(self) -> tuple[str, str, str]:
         built = any(Path(self.get_finalized_command("build").build_lib).rglob("_kernels.so"))
@@ -26,7 +28,19 @@ class Wheel(bdist_wheel):
         return "py3", "none", super().get_tag()[2] if built else "any"
 
 
+def description() -> str:
+    """The README with absolute addresses, as files beside it are not shown: at the repository, if it is published."""
+    repository = tomllib.loads(Path("pyproject.toml").read_text())["project"]["urls"].get("Repository")
+    readme = Path("README.md").read_text()
+    relative = r"(!?)\[([^\]]*)\]\((?!https?:|#)([^)]*)\)"
+    if repository is None:
+        return re.sub(relative, lambda link: "" if link[1] else link[2], readme)
+    return re.sub(relative, rf"\1[\2]({repository}/raw/HEAD/\3)", readme)
+
+
 setup(
+    long_description=description(),
+    long_description_content_type="text/markdown",
     cmdclass={"build_ext": BuildKernels, "bdist_wheel": Wheel},
     ext_modules=[
         Extension(
