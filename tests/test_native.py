@@ -26,7 +26,7 @@ def asked_anew():
 
 @built
 def test_the_library_is_built_for_the_oldest_interface_that_is_supported():
-    """Older than any XLA that it may meet: jaxlib 0.10 has 0.3, 0.11.1 and later 0.4, 0.12 has 0.5."""
+    """Older than any XLA that it may meet: jaxlib 0.10.2 has 0.3, 0.11.1 and later 0.4, 0.12 has 0.5."""
     major, minor = native.ctypes.c_int32(), native.ctypes.c_int32()
     native.ctypes.CDLL(str(native.LIBRARY)).dcls_ffi_version(native.ctypes.byref(major), native.ctypes.byref(minor))
     assert (major.value, minor.value) == (0, 3)
