@@ -132,3 +132,16 @@ def test_auto_never_means_fft_on_a_cpu(dtype, stride, kernel):
     assert all("fft" not in case["order"] for case in _FASTEST["cpu"])
     x = jax.ShapeDtypeStruct((8, 56, 56, 64), np.dtype(jnp.dtype(dtype)))
     assert fastest("cpu", x, (kernel, kernel), (stride, stride), native_too=False) in ("shifts", "dft", "direct")
+
+
+@built
+@pytest.mark.parametrize("padding", [((0, 0), (0, 20)), ((20, 0), (20, 0)), ((0, 30), (30, 30))])
+@pytest.mark.parametrize("size", [3, 7, 9])
+def test_the_gradient_to_the_kernel_reaches_as_far_as_the_padding(assert_close, padding, size):
+    rng = np.random.default_rng(0)
+    x, kernel = (jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in ((2, 9, 9, 20), (size, size, 20)))
+
+    def gradient(method):
+        return jax.jit(jax.grad(lambda k: jnp.sin(depthwise_conv(x, k, padding=padding, method=method)).sum()))(kernel)
+
+    assert_close(gradient("native"), gradient("direct"), 1e-5)
