@@ -195,7 +195,12 @@ def _register(
     primitive: Primitive, lowering: Any, transposes: tuple[Any, Any], batch: Any, static: tuple[str, ...]
 ) -> None:
     compiled = jax.jit(primitive.bind, static_argnames=static)
-    primitive.def_impl(lambda *arrays, **params: compiled(*arrays, **params))
+
+    @primitive.def_impl
+    def evaluate(*arrays: Array, **params: Any) -> Array:
+        with jax.disable_jit(False):  # a primitive is a program even there; else it would ask for itself without end
+            return compiled(*arrays, **params)
+
     for platform in ("cpu", "cuda", "rocm", "tpu"):
         mlir.register_lowering(primitive, partial(_lower, lowering, platform), platform=platform)
     mlir.register_lowering(primitive, partial(_lower, lowering, "other platforms"))

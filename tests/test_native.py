@@ -145,3 +145,16 @@ def test_the_gradient_to_the_kernel_reaches_as_far_as_the_padding(assert_close, 
         return jax.jit(jax.grad(lambda k: jnp.sin(depthwise_conv(x, k, padding=padding, method=method)).sum()))(kernel)
 
     assert_close(gradient("native"), gradient("direct"), 1e-5)
+
+
+@pytest.mark.parametrize("method", ["auto", "direct"])
+def test_without_jit_everything_still_runs(assert_close, method):
+    x, kernel = jnp.ones((1, 8, 8, 4)), jnp.ones((3, 3, 4))
+
+    def step(x, kernel):
+        return jax.value_and_grad(lambda k: depthwise_conv(x, k, padding=1, method=method).sum())(kernel)
+
+    expected = step(x, kernel)
+    with jax.disable_jit():
+        for result, value in zip(step(x, kernel), expected, strict=True):
+            assert_close(result, value, 1e-6)
