@@ -89,7 +89,9 @@ def test_images_are_the_plain_arithmetic_to_the_bit(pictures: Path, transform: T
     for index, sample in enumerate(clickme.load(pictures)):
         resized = bilinear(bilinear(stored(pictures, index)[0], 224, axis=1), 224, axis=0)
         np.testing.assert_array_equal(sample.image, resized)
-        framed = np.asarray(transform.framed(Image.fromarray(resized.astype(np.uint8))), np.float32)
+        whole = Image.fromarray(resized.astype(np.uint8)).resize((transform.resize,) * 2, Image.Resampling.BICUBIC)
+        start = round((transform.resize - transform.crop) / 2)
+        framed = np.asarray(whole, np.float32)[start:, start:][: transform.crop, : transform.crop]
         mean, std = (np.asarray(values, np.float32) for values in (transform.mean, transform.std))
         record = read(index)
         np.testing.assert_array_equal(record["image"], (framed / 255 - mean) / std)
