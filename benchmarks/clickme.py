@@ -4,15 +4,21 @@
 
 Pictures of the sample, again and again; weights are random. The step is model, map and Spearman's
 correlation by both protocols. Utilisation is the whole's rate over the step's: 100 % if the device never
-waits for data.
+waits for data. The data's rate per core is images per second of CPU time, all threads together; a second
+table shows where that time goes.
 """
 
 import argparse
 import time
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import jax
+import numpy as np
 from flax import nnx
+from PIL import Image
 from timing import machine
 
 from dcls_jax import compiler_options, freeze
@@ -20,7 +26,9 @@ from dcls_jax.eval import clickme
 from dcls_jax.eval.demo import SAMPLE
 from dcls_jax.eval.records import Records
 from dcls_jax.eval.runner import Runner
-from dcls_jax.models import create_model
+from dcls_jax.models import Transform, create_model
+
+ROUNDS = 10
 
 
 def main() -> None:
@@ -44,6 +52,12 @@ def main() -> None:
     )
     numbers = list(range(-(-options.images // options.batch)))
 
+    def read_all() -> None:
+        for _ in runner._batches(numbers):
+            pass
+
+    times = least({"all": read_all} | stages(records, model.transform))
+
     step = runner._lowered.compile(compiler_options=dict(compiler_options()))
     batches = list(runner._batches(numbers))
     jax.block_until_ready(step(runner._state, batches[0][1]))
@@ -51,18 +65,55 @@ def main() -> None:
     for _, arrays in batches:
         jax.block_until_ready(step(runner._state, arrays))
     step_rate = options.images / (time.perf_counter() - start)
-    start = time.perf_counter()
-    list(runner._batches(numbers))
-    data_rate = options.images / (time.perf_counter() - start)
     ends = []  # of each batch; the first one waits for the compiler
     for _ in runner._compute(numbers):
         ends.append(time.perf_counter())
     whole_rate = (options.images - options.batch) / (ends[-1] - ends[0])
 
     print(f"{options.model}{' dcls' if options.dcls else ''}, batch {options.batch}; {machine()}\n")
-    print("| data alone | step alone | together | utilisation |\n|---|---|---|---|")
-    rates = " | ".join(f"{rate:.1f} images/s" for rate in (data_rate, step_rate, whole_rate))
-    print(f"| {rates} | {whole_rate / step_rate:.0%} |")
+    print("| data alone | per core | step alone | together | utilisation |\n|---|---|---|---|---|")
+    wall, cpu = times.pop("all")
+    rates = options.images / wall, options.images / cpu, step_rate, whole_rate
+    print(f"| {' | '.join(f'{rate:.1f} images/s' for rate in rates)} | {whole_rate / step_rate:.0%} |")
+    parts = {name: seconds / len(records) for name, (_, seconds) in times.items()}
+    total = cpu / options.images
+    print("\n| of the data, for one image | CPU time |\n|---|---|")
+    for name, seconds in {**parts, "threads, batches": total - sum(parts.values()), "all": total}.items():
+        print(f"| {name} | {seconds * 1e3:.2f} ms |")
+
+
+def stages(records: Records, transform: Transform) -> dict[str, Callable[[], object]]:
+    """What a reader does with all records, each part with what the parts before it make of them."""
+    numbers, fields = range(len(records)), (None, transform)
+    stored = [clickme._decode(records, i) for i in numbers]
+    pictures = [Image.fromarray(clickme._picture(image, np.uint8)) for image, _, _ in stored]
+    framed = [transform.framed(picture) for picture in pictures]
+    uncut = replace(transform, resize=transform.crop)
+    parts: dict[str, Callable[[int], object]] = {
+        "read and decode": lambda i: clickme._decode(records, i),
+        "resize to 224": lambda i: clickme._picture(stored[i][0], np.uint8),
+        "Pillow's bicubic resize": lambda i: transform.framed(pictures[i]),
+        "normalise": lambda i: uncut(framed[i]),
+        "human maps": lambda i: clickme._human_maps(stored[i][1], fields),
+    }
+    return {name: partial(each, part, numbers) for name, part in parts.items()}
+
+
+def each(part: Callable[[int], object], numbers: Iterable[int]) -> None:
+    for i in numbers:
+        part(i)
+
+
+def least(candidates: dict[str, Callable[[], object]]) -> dict[str, tuple[float, float]]:
+    """Wall and CPU seconds of one call of each, the least of either in ROUNDS turns, after one to fill the caches."""
+    times: dict[str, tuple[float, float]] = {}
+    for turn in range(ROUNDS + 1):
+        for name, call in candidates.items():
+            wall, cpu = time.perf_counter(), time.process_time()
+            call()
+            spent = time.perf_counter() - wall, time.process_time() - cpu
+            times[name] = spent if turn < 2 else (min(times[name][0], spent[0]), min(times[name][1], spent[1]))
+    return times
 
 
 if __name__ == "__main__":

@@ -36,6 +36,8 @@ HUMAN_CEILING = 0.65753  # mean correlation of one half of the people with the o
 SIZE = 224  # side of the images and of all maps compared
 
 _BLUR_INPUT, _BLUR_TAPS, _BLUR_SIGMA = 64, 10, 10.0
+_BAND = 56  # rows of an image that are resized together
+_TILE = 32, 112  # of a human map: how much of it one matrix product makes
 
 Protocol = Literal["published", "aligned"]
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
@@ -99,7 +101,7 @@ def load(paths: Paths, *, skip_bad: bool = False) -> grain.MapDataset[Sample]:
             if skip_bad:
                 return None  # grain leaves it out
             raise
-        return Sample(image, _human_map(heatmap, *_human_axes(None)), label, *records.place(index))
+        return Sample(_picture(image, np.float32), _human_maps(heatmap, (None,))[0], label, *records.place(index))
 
     return grain.MapDataset.source(range(len(records))).map(read)
 
@@ -221,8 +223,8 @@ def _scores(model: Backbone, method: str) -> Callable[[nnx.State, dict[str, Arra
 def _reader(
     records: Records, transform: Transform, protocols: Sequence[Protocol], skip_bad: bool
 ) -> Callable[[int], dict[str, np.ndarray]]:
-    fields = [_human_axes(transform if protocol == "aligned" else None) for protocol in protocols]
-    nothing = (np.zeros((SIZE, SIZE, 3), np.float32), np.zeros((SIZE, SIZE), np.float32), 0)
+    fields = tuple(transform if protocol == "aligned" else None for protocol in protocols)
+    nothing = (np.zeros((SIZE, SIZE, 3), np.uint8), np.zeros((SIZE, SIZE), np.uint8), 0)
 
     def read(index: int) -> dict[str, np.ndarray]:
         bad = False
@@ -233,8 +235,8 @@ def _reader(
                 raise
             bad, (image, heatmap, label) = True, nothing
         return {
-            "image": transform(Image.fromarray(image.astype(np.uint8))),  # truncated, as the study did
-            "heatmaps": np.stack([_human_map(heatmap, *axes) for axes in fields]),
+            "image": transform(Image.fromarray(_picture(image, np.uint8))),  # truncated, as the study did
+            "heatmaps": _human_maps(heatmap, fields),
             "label": np.asarray(label, np.int32),
             "bad": np.asarray(bad),
         }
@@ -243,7 +245,7 @@ def _reader(
 
 
 def _decode(records: Records, index: int) -> tuple[np.ndarray, np.ndarray, int]:
-    """One record: image (224, 224, 3) float32, heatmap as stored (H, W) float32, label."""
+    """One record as stored: image (H, W, 3) and heatmap (h, w), both uint8, and label."""
     try:
         features = tf_example_pb2.Example.FromString(records[index]).features.feature
         label = int(features["label"].int64_list.value[0])
@@ -255,15 +257,51 @@ def _decode(records: Records, index: int) -> tuple[np.ndarray, np.ndarray, int]:
             raise
         path, number = records.place(index)
         raise RecordError(f"{path}, record {number}: not a ClickMe example ({error})") from error
+    return image, heatmap, label
+
+
+def _picture(image: np.ndarray, dtype: type[np.generic]) -> np.ndarray:
+    """The image (H, W, 3) uint8 -> (224, 224, 3), as float32 or truncated to uint8."""
+    height, width, channels = image.shape
+    rows = image.reshape(height, width * channels)
+    columns, (low, high, fraction) = _taps(width, SIZE, channels), _taps(height, SIZE)
+    picture = np.empty((SIZE, SIZE * channels), dtype)
     # Columns before rows, as TensorFlow does: then the values, and what truncation makes of them, are equal to the bit.
-    image = _resize(_resize(image.astype(np.float32), SIZE, axis=1), SIZE, axis=0)
-    return image, heatmap.astype(np.float32), label
+    # By bands: what lies between stays in the cache, and is small enough for the allocator to keep.
+    for start in range(0, SIZE, _BAND):
+        band = slice(start, start + _BAND)
+        first, last = low[band][0], high[band][-1]
+        wide = _between(rows[first : last + 1].astype(np.float32), *columns, axis=1)
+        picture[band] = _between(wide, low[band] - first, high[band] - first, fraction[band], axis=0)
+    return picture.reshape(SIZE, SIZE, channels)
 
 
-def _human_map(heatmap: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """The comparable map (224, 224): everything after the first resize is linear and one matrix per axis."""
-    small = _resize(_resize(heatmap, _BLUR_INPUT, axis=1), _BLUR_INPUT, axis=0)
-    return rows @ small @ columns.T
+def _human_maps(heatmap: np.ndarray, fields: tuple[Transform | None, ...]) -> np.ndarray:
+    """The comparable maps (fields, 224, 224) float32 of a heatmap (h, w) uint8.
+
+    Everything after the first resize is linear and one matrix per axis.
+    """
+    small = _resize(_resize(heatmap.astype(np.float32), _BLUR_INPUT, axis=1), _BLUR_INPUT, axis=0)
+    rows, columns = _human_tiles(fields)
+    tiles = (rows @ small)[:, :, None] @ columns
+    return tiles.swapaxes(2, 3).reshape(len(fields), SIZE, SIZE)
+
+
+@lru_cache
+def _human_tiles(fields: tuple[Transform | None, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """`_human_axes` of all fields, cut up: rows (fields, 7, 32, 64), columns (fields, 1, 2, 64, 112).
+
+    For a product of more than 64 * 64 * 64 terms OpenBLAS wakes threads, of which all readers share one pool, and waits
+    for them spinning; smaller ones stay in the reader's thread. With AVX-512 these tiles, multiples of the kernel's
+    own, have every sum in the order of the whole product; with AVX2 that order depends on the number of threads.
+    """
+    rows, columns = map(np.stack, zip(*map(_human_axes, fields), strict=True))
+    height, width = _TILE
+    shape = len(fields), 1, SIZE // width, width, _BLUR_INPUT
+    return (
+        rows.reshape(len(fields), SIZE // height, height, _BLUR_INPUT),
+        np.ascontiguousarray(columns.reshape(shape).swapaxes(3, 4)),
+    )
 
 
 @lru_cache
@@ -298,19 +336,30 @@ def _frame(x: np.ndarray, field: Transform | None) -> np.ndarray:
 
 
 def _resize(x: np.ndarray, size: int, axis: int) -> np.ndarray:
-    """Bilinear along one axis, pixel centres at half, no antialiasing: `tf.image.resize`."""
-    low, high, fraction = _taps(x.shape[axis], size)
-    below, above = x.take(low, axis), x.take(high, axis)
-    weight = fraction.astype(x.dtype).reshape(-1, *[1] * (x.ndim - 1 - axis))
-    return below + (above - below) * weight
+    """A matrix, bilinear along one axis, pixel centres at half, no antialiasing: `tf.image.resize`."""
+    return _between(x, *_taps(x.shape[axis], size), axis)
+
+
+def _between(x: np.ndarray, low: np.ndarray, high: np.ndarray, fraction: np.ndarray, axis: int) -> np.ndarray:
+    """low + (high - low) * fraction of a matrix's rows (axis 0) or columns, in one array: new memory costs the most."""
+    below, result = x.take(low, axis), x.take(high, axis)
+    result -= below
+    result *= fraction if axis else fraction[:, None]
+    result += below
+    return result
 
 
 @cache
-def _taps(old: int, new: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _taps(old: int, new: int, channels: int = 1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """`_between`'s indices and fractions for an axis of pixels with their channels side by side."""
     half = np.float32(0.5)  # in float32, as TensorFlow does it: 255 levels times its rounding would show
     centre = (np.arange(new, dtype=np.float32) + half) * np.float32(old / new) - half
-    low = np.floor(centre).astype(np.intp)
-    return low.clip(0), (low + 1).clip(max=old - 1), centre - low.astype(np.float32)
+    pixel = np.floor(centre).astype(np.intp)
+    low, high = (
+        (near[:, None] * channels + np.arange(channels)).ravel()
+        for near in (pixel.clip(0), (pixel + 1).clip(max=old - 1))
+    )
+    return low, high, (centre - pixel.astype(np.float32)).repeat(channels)
 
 
 def _summary(result: Result) -> dict[str, object]:

@@ -143,8 +143,11 @@ class Runner:
 
 
 def _padded(rows: list[np.ndarray], length: int) -> np.ndarray:
-    stacked = np.stack(rows)
-    return np.pad(stacked, [(0, length - len(rows)), *[(0, 0)] * (stacked.ndim - 1)])
+    """The rows as one array of that length, zeros after them; written once, for these are megabytes a record."""
+    batch = np.empty((length, *rows[0].shape), rows[0].dtype)
+    np.stack(rows, out=batch[: len(rows)])
+    batch[len(rows) :] = 0
+    return batch
 
 
 def _fingerprint(state: Any) -> str:

@@ -1,0 +1,157 @@
+"""What a reader of ClickMe hands to the model: the study's arithmetic to the bit, in the thread that reads."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import simplejpeg
+import tiny
+from PIL import Image
+from tensorflow_datasets.proto import tf_example_pb2
+
+from dcls_jax.eval import clickme
+from dcls_jax.eval.records import Records, write_records
+from dcls_jax.eval.runner import _padded
+from dcls_jax.models import Transform
+
+TRANSFORMS = [Transform(256, 224), Transform(224, 224), Transform(284, 256), Transform(235, 224)]
+SIZES = [(256, 256), (224, 224), (300, 400), (100, 90), (500, 375)]
+
+
+def bilinear(x: np.ndarray, size: int, axis: int) -> np.ndarray:
+    """TensorFlow's resize of one axis, its weights in float32, in the words of its definition."""
+    x, old, half = np.moveaxis(x, axis, 0), x.shape[axis], np.float32(0.5)
+    rows = []
+    for place in range(size):
+        centre = (np.float32(place) + half) * np.float32(old / size) - half
+        low = int(np.floor(centre))
+        below, above = x[max(low, 0)], x[min(low + 1, old - 1)]
+        rows.append(below + (above - below) * (centre - np.float32(low)))
+    return np.moveaxis(np.stack(rows), 0, axis)
+
+
+def blurred(x: np.ndarray, axis: int, peak: int) -> np.ndarray:
+    """Correlation of one axis with ten taps of a Gaussian, from four back to five ahead, zeros beyond the border."""
+    offsets = np.arange(-4, 6)
+    taps = np.exp(-((offsets - peak) ** 2) / 200)
+    x = np.pad(np.moveaxis(x, axis, 0), [(4, 5), (0, 0)])
+    result = sum(tap * x[k : k + 64] for k, tap in enumerate(taps / taps.sum()))
+    return np.moveaxis(np.asarray(result), 0, axis)
+
+
+def seen(x: np.ndarray, transform: Transform, axis: int) -> np.ndarray:
+    start = round((transform.resize - transform.crop) / 2)
+    enlarged = bilinear(x, transform.resize, axis)
+    return bilinear(enlarged.take(range(start, start + transform.crop), axis), 224, axis)
+
+
+def coarse(seed: int, *shape: int) -> np.ndarray:
+    """Pixels in which neighbours resemble each other, with some noise."""
+    rng = np.random.default_rng(seed)
+    small = rng.integers(0, 256, (shape[0] // 16, shape[1] // 16, *shape[2:]), np.uint8)
+    smooth = np.asarray(Image.fromarray(small).resize(shape[1::-1]), np.int16)
+    return (smooth + rng.integers(-20, 21, shape)).clip(0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One record of each size."""
+    path = tmp_path_factory.mktemp("pictures") / "val-0.tfrecords"
+    examples = []
+    for seed, (height, width) in enumerate(SIZES):
+        message = tf_example_pb2.Example()
+        feature = message.features.feature
+        feature["image"].bytes_list.value.append(tiny.jpeg(coarse(seed, height, width, 3)))
+        feature["heatmap"].bytes_list.value.append(tiny.jpeg(coarse(seed, height, width)))
+        feature["label"].int64_list.value.append(seed)
+        examples.append(message.SerializeToString())
+    write_records(path, examples)
+    return path
+
+
+def stored(pictures: Path, index: int) -> tuple[np.ndarray, np.ndarray]:
+    """Image and heatmap of a record as the decoder gives them, in float32."""
+    feature = tf_example_pb2.Example.FromString(Records(pictures)[index]).features.feature
+    image, heatmap = (feature[key].bytes_list.value[0] for key in ("image", "heatmap"))
+    return (
+        simplejpeg.decode_jpeg(image, "RGB", fastdct=True).astype(np.float32),
+        simplejpeg.decode_jpeg(heatmap, "GRAY", fastdct=True)[..., 0].astype(np.float32),
+    )
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS, ids=lambda transform: f"{transform.resize}-{transform.crop}")
+def test_images_are_the_plain_arithmetic_to_the_bit(pictures: Path, transform: Transform) -> None:
+    read = clickme._reader(Records(pictures), transform, clickme.PROTOCOLS, skip_bad=False)
+    for index, sample in enumerate(clickme.load(pictures)):
+        resized = bilinear(bilinear(stored(pictures, index)[0], 224, axis=1), 224, axis=0)
+        np.testing.assert_array_equal(sample.image, resized)
+        whole = Image.fromarray(resized.astype(np.uint8)).resize((transform.resize,) * 2, Image.Resampling.BICUBIC)
+        start = round((transform.resize - transform.crop) / 2)
+        framed = np.asarray(whole, np.float32)[start:, start:][: transform.crop, : transform.crop]
+        mean, std = (np.asarray(values, np.float32) for values in (transform.mean, transform.std))
+        record = read(index)
+        np.testing.assert_array_equal(record["image"], (framed / 255 - mean) / std)
+        assert (record["image"].dtype, record["label"]) == (np.float32, index)
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS, ids=lambda transform: f"{transform.resize}-{transform.crop}")
+def test_heatmaps_are_blurred_and_framed_in_steps(pictures: Path, transform: Transform) -> None:
+    read = clickme._reader(Records(pictures), transform, clickme.PROTOCOLS, skip_bad=False)
+    for index, sample in enumerate(clickme.load(pictures)):
+        small = bilinear(bilinear(stored(pictures, index)[1], 64, axis=1), 64, axis=0).astype(np.float64)
+        blurry = blurred(blurred(small, axis=0, peak=0), axis=1, peak=1)
+        published = bilinear(bilinear(blurry, 224, axis=0), 224, axis=1)
+        aligned = seen(seen(published, transform, axis=0), transform, axis=1)
+        heatmaps = read(index)["heatmaps"]
+        np.testing.assert_allclose(heatmaps, [published, aligned], rtol=0, atol=1e-6 * published.max())
+        np.testing.assert_array_equal(sample.heatmap, heatmaps[0])
+
+
+READING = """
+import json, sys, threading
+from pathlib import Path
+from dcls_jax.eval import clickme
+from dcls_jax.eval.records import Records
+from dcls_jax.models import Transform
+
+def switches():
+    others = [task for task in Path("/proc/self/task").iterdir() if task.name != str(threading.get_native_id())]
+    lines = {task.name: (task / "status").read_text().splitlines() for task in others}
+    return {name: [line for line in status if "ctxt_switches" in line] for name, status in lines.items()}
+
+read = clickme._reader(Records(sys.argv[1]), Transform(256, 224), clickme.PROTOCOLS, skip_bad=False)
+read(0)
+before = switches()
+for _ in range(4):
+    for index in range(5):
+        read(index)
+after = switches()
+print(json.dumps({"others": len(before), "woken": sum(before.get(name) != count for name, count in after.items())}))
+"""
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or len(os.sched_getaffinity(0)) < 2,
+    reason="counts the switches of Linux's threads; on one core BLAS has no other",
+)
+def test_reading_wakes_no_other_thread(pictures: Path) -> None:
+    """Each reader is one of many threads: what it computes stays in it, and leaves BLAS's threads asleep."""
+    environment = os.environ | {"OPENBLAS_NUM_THREADS": "2"}
+    command = [sys.executable, "-c", READING, str(pictures)]
+    finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert finished.returncode == 0, finished.stderr
+    output = json.loads(finished.stdout)
+    assert output["others"]  # BLAS's
+    assert output["woken"] == 0
+
+
+def test_the_last_batch_is_padded_with_zeros() -> None:
+    rows = [np.full((2, 3), value, np.float32) for value in (1, 2)]
+    padded = _padded(rows, 5)
+    assert (padded.shape, padded.dtype) == ((5, 2, 3), np.float32)
+    np.testing.assert_array_equal(padded[:2], rows)
+    assert not padded[2:].any()
