@@ -30,10 +30,14 @@ def convolve(
     if padding_mode != "zeros":
         x = jnp.pad(x, ((0, 0), *pads, (0, 0)), mode=_PAD_MODES[padding_mode])
         pads = ((0, 0),) * dims
-    if dims == 2 and groups == x.shape[-1] > 1:
+    if dims <= 2 and groups == x.shape[-1] > 1:
         # Several outputs of one channel are the outputs of so many copies of it.
         copies = jnp.repeat(x, kernel.shape[-1] // groups, axis=-1)
-        return depthwise_conv(copies, kernel[:, :, 0], padding=pads, stride=(stride[0], stride[1]))
+        cells = kernel[..., 0, :]
+        if dims == 2:
+            return depthwise_conv(copies, cells, padding=pads, stride=(stride[0], stride[1]))
+        row = depthwise_conv(copies[:, None], cells[None], padding=((0, 0), *pads), stride=(stride[0], stride[0]))
+        return row[:, 0]
     spatial = "DHW"[-dims:]
     layout = (f"N{spatial}C", f"{spatial}IO", f"N{spatial}C")
     return lax.conv_general_dilated(
