@@ -34,8 +34,7 @@ class Transform:
 
     def framed(self, image: Image.Image) -> Image.Image:
         """The part of a picture that the model sees, crop x crop pixels."""
-        scale = self.resize / min(image.size)
-        width, height = (self.resize if side == min(image.size) else int(side * scale) for side in image.size)
+        width, height = (self.resize * side // min(image.size) for side in image.size)
         left, top = round((width - self.crop) / 2), round((height - self.crop) / 2)
         right, bottom = left + self.crop, top + self.crop
         start, stop, pixel = (number * image.width / width for number in (left, right, 1))
