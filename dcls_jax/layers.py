@@ -13,7 +13,7 @@ from jax.nn.initializers import Initializer
 
 from dcls_jax.convolution import PADDING_MODES, convolve
 from dcls_jax.interpolation import VERSIONS, Version, has_sigma
-from dcls_jax.kernel import construct_kernel
+from dcls_jax.kernel import construct_kernel, grid_axes
 from dcls_jax.padding import Padding
 
 
@@ -148,6 +148,7 @@ class Positions(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.dilated_kernel_size = dilated_kernel_size
+        self.version: Version = version
         shape = (len(dilated_kernel_size), *weight_shape)
         self.P = nnx.Param(self._within_grid(0.5 * jax.random.normal(rngs.params(), shape)))
         self.SIG = nnx.Param(jnp.full(shape, 0.23 if version == "gauss" else 0.0)) if has_sigma(version) else None
@@ -157,7 +158,9 @@ class Positions(nnx.Module):
         self.P[...] = self._within_grid(self.P[...])
 
     def _within_grid(self, p: Array) -> Array:
-        limits = jnp.array([size // 2 for size in self.dilated_kernel_size], p.dtype)[:, None, None, None]
+        """Of each row by the axis along which it moves; the `dcls` package takes the sizes in their own order."""
+        sizes = [self.dilated_kernel_size[axis] for axis in grid_axes(self.version, len(self.dilated_kernel_size))]
+        limits = jnp.array([size // 2 for size in sizes], p.dtype)[:, None, None, None]
         return jnp.clip(p, -limits, limits)
 
 

@@ -55,12 +55,22 @@ def test_initialisation_is_the_packages():
     assert np.abs(Dcls2d(64, 64, 5, dilated_kernel_size=1, rngs=nnx.Rngs(0)).positions.P[...]).max() == 0
 
 
-def test_clamp_brings_positions_back_to_the_border():
-    layer = Dcls2d(2, 2, 3, dilated_kernel_size=(7, 4), rngs=nnx.Rngs(0))
+@pytest.mark.parametrize(("version", "limits"), [("v0", (3, 2)), ("v1", (2, 3)), ("max", (2, 3)), ("gauss", (2, 3))])
+def test_clamp_brings_positions_back_to_the_border_of_their_axis(version, limits):
+    layer = Dcls2d(2, 2, 3, dilated_kernel_size=(7, 4), version=version, rngs=nnx.Rngs(0))
     layer.positions.P[...] = 100 * jnp.sign(layer.positions.P[...])
     layer.clamp()
-    assert np.unique(layer.positions.P[0]).tolist() == [-3, 3]
-    assert np.unique(layer.positions.P[1]).tolist() == [-2, 2]
+    for row, limit in zip(layer.positions.P[...], limits, strict=True):
+        assert np.unique(row).tolist() == [-limit, limit]
+
+
+@pytest.mark.parametrize("version", ["v1", "max", "gauss"])
+def test_elements_of_a_row_spread_over_it(version):
+    layer = Dcls2d(1, 1, 6, dilated_kernel_size=(1, 17), version=version, rngs=nnx.Rngs(0))
+    gradient = nnx.grad(lambda layer: (layer.construct() ** 2).sum())(layer)
+    assert np.abs(layer.positions.P[0]).min() > 0
+    assert np.abs(gradient.positions.P[0]).min() > 0
+    assert not layer.positions.P[1].any()
 
 
 class Shared(nnx.Module):
