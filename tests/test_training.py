@@ -73,7 +73,7 @@ def test_clamp_keeps_positions_on_the_grid():
     positions.P[...] = jnp.stack([jnp.full((4, 1, 3), 9.0), jnp.full((4, 1, 3), -9.0)])
     weight = model.layers[0].weight[...]
     clamp_positions(model)
-    np.testing.assert_array_equal(positions.P[0], 2)  # which moves along the last axis, of five cells
+    np.testing.assert_array_equal(positions.P[0], 2)  # which moves along the last axis, of four cells
     np.testing.assert_array_equal(positions.P[1], -3)
     np.testing.assert_array_equal(model.layers[0].weight[...], weight)
 
