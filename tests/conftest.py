@@ -1,20 +1,35 @@
 """Settings and helpers of all tests."""
 
+import itertools
 import os
-
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-
 from collections.abc import Callable
 from pathlib import Path
 
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Programs are compiled once for all workers and runs, and for the programs that tests start; `--cache-clear` forgets.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "d" / "compiled"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 # Parity is a matter of the formula, not of the hardware's short cuts.
 jax.config.update("jax_default_matmul_precision", "highest")
 
 DATA = Path(__file__).parent / "data"
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Leave LLVM's optimisations out, half the time of these tests, where no numbers of originals are compared.
+
+    XLA's own passes, fusion among them, stay. JAX_DISABLE_MOST_OPTIMIZATIONS=0 has all tests compiled as for users.
+    """
+    if "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ:
+        marked = any(item.get_closest_marker(name) for name in ("optimised", "parity"))
+        jax.config.update("jax_disable_most_optimizations", not marked)
 
 
 @pytest.fixture
@@ -30,7 +45,41 @@ def assert_close() -> Callable[..., None]:
     def check(actual: object, expected: object, relative: float = 1e-4) -> None:
         a, b = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
         assert a.shape == b.shape
-        difference = np.abs(a - b).max() / np.abs(b).max()
-        assert difference <= relative, f"differs by {difference:.2e} of the largest value"
+        difference, largest = np.abs(a - b).max(), np.abs(b).max()
+        assert difference <= relative * largest, f"differs by {difference:.2e}, and the largest value is {largest:.2e}"
 
     return check
+
+
+# Random numbers come from NumPy: jax.random compiles a program for each shape, which takes a second.
+
+
+def normal(*shape: int, seed: int = 0) -> jax.Array:
+    """Standard normal numbers."""
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
+
+
+def initialiser(seed: int) -> Callable[..., jax.Array]:
+    """LeCun's normal initialiser, for `kernel_init` and `bias_init`; each call draws on."""
+    rng = np.random.default_rng(seed)
+    return lambda key, shape, dtype, *_: jnp.asarray(rng.standard_normal(shape) / np.sqrt(np.prod(shape[:-1])), dtype)
+
+
+def random_model(build: Callable[[], nnx.Module], seed: int = 0) -> nnx.Module:
+    """The model that `build` makes, with all its parameters and statistics random, and none of its initialisers run."""
+    rng, keys = np.random.default_rng(seed), itertools.count(seed)
+
+    def value(path: tuple[str | int, ...], leaf: nnx.Variable) -> jax.Array | np.ndarray:
+        if isinstance(leaf, nnx.RngKey):
+            return jax.random.key(next(keys))
+        if isinstance(leaf, nnx.RngCount):
+            return np.zeros((), np.uint32)
+        if leaf.ndim < 2 and path[-1] not in ("bias", "mean"):
+            return rng.uniform(0.5, 1.5, leaf.shape)  # scales and variances
+        return rng.standard_normal(leaf.shape) / np.sqrt(np.prod(leaf.shape[:-1]))
+
+    graph, state = nnx.split(nnx.eval_shape(build))
+    leaves = [
+        (path, leaf.replace(jnp.asarray(value(path, leaf), leaf.dtype))) for path, leaf in nnx.to_flat_state(state)
+    ]
+    return nnx.merge(graph, nnx.from_flat_state(leaves))

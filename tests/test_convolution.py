@@ -1,4 +1,6 @@
-"""Every lowering of depthwise convolution against XLA's own in float64, values and both gradients."""
+"""Every lowering of depthwise convolution against its definition in float64, values and both gradients."""
+
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,9 @@ from jax import lax
 from dcls_jax import depthwise_conv, native
 from dcls_jax.convolution import convolve
 from dcls_jax.padding import explicit_padding
+from tests.conftest import normal
+
+pytestmark = pytest.mark.optimised
 
 METHODS = (
     "direct",
@@ -52,29 +57,52 @@ def reference(x, kernel, padding, stride):
 
 
 def arrays(size, kernel_size, channels=6):
-    keys = jax.random.split(jax.random.key(1), 2)
-    return jax.random.normal(keys[0], (2, *size, channels)), jax.random.normal(keys[1], (*kernel_size, channels))
+    return normal(2, *size, channels), normal(*kernel_size, channels, seed=1)
+
+
+@cache
+def exact(size, kernel_size, padding, stride, channels=6, dtype="float32"):
+    """Image, kernel and a direction; in float64 the output and the gradients along the direction, a cell at a time."""
+    x, kernel = (array.astype(dtype) for array in arrays(size, kernel_size, channels))
+    strides = np.broadcast_to(stride, 2)
+    pads = explicit_padding(padding, size=size, kernel_size=kernel_size, stride=tuple(strides))
+    padded, weights = np.pad(np.asarray(x, np.float64), ((0, 0), *pads, (0, 0))), np.asarray(kernel, np.float64)
+    out = (np.array(padded.shape[1:3]) - kernel_size) // strides + 1
+    direction = np.random.default_rng(2).standard_normal((len(x), *out, channels)).astype(dtype)
+    y, along = np.zeros(direction.shape), direction.astype(np.float64)
+    to_padded, to_kernel = np.zeros_like(padded), np.zeros_like(weights)
+    for cell in np.ndindex(*kernel_size):
+        rows, columns = (slice(i, i + s * n, s) for i, s, n in zip(cell, strides, out, strict=True))
+        y += padded[:, rows, columns] * weights[cell]
+        to_padded[:, rows, columns] += along * weights[cell]
+        to_kernel[cell] = (padded[:, rows, columns] * along).sum((0, 1, 2))
+    (top, _), (left, _) = pads
+    to_image = to_padded[:, top : top + size[0], left : left + size[1]]
+    return x, kernel, jnp.asarray(direction), (y, to_image, to_kernel)
+
+
+def values_and_gradients(x, kernel, direction, **options):
+    """One program, traced anew for each call, for `depthwise_conv` depends on more than its arguments."""
+
+    def run(x, kernel, direction):
+        y, pullback = jax.vjp(lambda x, k: depthwise_conv(x, k, **options), x, kernel)
+        return y, *pullback(direction)
+
+    return jax.jit(run)(x, kernel, direction)
 
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(("size", "kernel_size", "padding", "stride"), CASES)
 def test_values_and_gradients_match_float64(method, size, kernel_size, padding, stride, assert_close):
-    x, kernel = arrays(size, kernel_size)
-    with jax.enable_x64(True):
-        exact, exact_pullback = jax.vjp(
-            lambda x, k: reference(x, k, padding, stride), x.astype(jnp.float64), kernel.astype(jnp.float64)
-        )
-        direction = jax.random.normal(jax.random.key(2), exact.shape, jnp.float32)
-        exact_gradients = exact_pullback(direction.astype(jnp.float64))
+    x, kernel, direction, expected = exact(size, kernel_size, padding, stride)
+    options = {"padding": padding, "stride": stride, "method": method}
     if method == "native" and stride == (2, 1):
         with pytest.raises(ValueError, match="not built here, or not for float32 at strides"):
-            depthwise_conv(x, kernel, padding=padding, stride=stride, method=method)
+            depthwise_conv(x, kernel, **options)
         return
-    y, pullback = jax.vjp(lambda x, k: depthwise_conv(x, k, padding=padding, stride=stride, method=method), x, kernel)
-    assert y.dtype == jnp.float32
-    assert_close(y, exact, 1e-5)
-    for gradient, expected in zip(pullback(direction), exact_gradients, strict=True):
-        assert_close(gradient, expected, 1e-5)
+    for result, exactly in zip(values_and_gradients(x, kernel, direction, **options), expected, strict=True):
+        assert result.dtype == jnp.float32
+        assert_close(result, exactly, 1e-5)
 
 
 @pytest.mark.skipif(not native.available(), reason="no C++ compiler at install")
@@ -86,21 +114,12 @@ def test_values_and_gradients_match_float64(method, size, kernel_size, padding, 
 )
 def test_native_kernels_of_every_instruction_set(monkeypatch, level, dtype, size, stride, channels, assert_close):
     monkeypatch.setattr(native, "_level", lambda: np.int64(native._LEVELS[level]))
-    jax.clear_caches()
-    x, kernel = (array.astype(dtype) for array in arrays((30, 23), (size, size), channels))
-    with jax.enable_x64(True):
-        exact, exact_pullback = jax.vjp(
-            lambda x, k: reference(x, k, size // 2, stride), x.astype(jnp.float64), kernel.astype(jnp.float64)
-        )
-        direction = jax.random.normal(jax.random.key(2), exact.shape, jnp.float32).astype(dtype)
-        exact_gradients = exact_pullback(direction.astype(jnp.float64))
-    y, pullback = jax.vjp(
-        lambda x, k: depthwise_conv(x, k, padding=size // 2, stride=stride, method="native"), x, kernel
-    )
+    x, kernel, direction, expected = exact((30, 23), (size, size), size // 2, stride, channels, dtype)
+    results = values_and_gradients(x, kernel, direction, padding=size // 2, stride=stride, method="native")
     tolerance = 1e-5 if dtype == "float32" else 2**-8
-    for result, expected in zip((y, *pullback(direction)), (exact, *exact_gradients), strict=True):
+    for result, exactly in zip(results, expected, strict=True):
         assert result.dtype == dtype
-        assert_close(result.astype(jnp.float32), expected, tolerance)
+        assert_close(result.astype(jnp.float32), exactly, tolerance)
 
 
 @pytest.mark.parametrize("method", METHODS)

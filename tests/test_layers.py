@@ -8,12 +8,13 @@ from flax import nnx
 
 from dcls_jax import Conv, Dcls1d, Dcls2d, Dcls3d, DclsConfig, Positions, freeze
 from dcls_jax.freezing import dcls_layers
+from tests.conftest import normal
 
 LAYERS = {1: Dcls1d, 2: Dcls2d, 3: Dcls3d}
 
 
 def image(dims, channels=6, size=9):
-    return jax.random.normal(jax.random.key(0), (2, *[size] * dims, channels))
+    return normal(2, *[size] * dims, channels)
 
 
 @pytest.mark.parametrize("dims", [1, 2, 3])

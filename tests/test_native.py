@@ -13,6 +13,8 @@ import pytest
 from dcls_jax import depthwise_conv, native
 from dcls_jax.depthwise import _FASTEST, fastest
 
+pytestmark = pytest.mark.optimised
+
 built = pytest.mark.skipif(not native.available(), reason="the native kernels are not built here")
 
 

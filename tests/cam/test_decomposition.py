@@ -22,7 +22,7 @@ from dcls_jax.cam import (
 )
 from dcls_jax.cam.decomposition import non_negative_factors, principal_map
 from dcls_jax.models import create_model
-from tests.conftest import DATA
+from tests.conftest import DATA, initialiser, normal
 
 GOLDEN = DATA / "golden"
 CASES = json.loads((GOLDEN / "index.json").read_text())
@@ -33,7 +33,7 @@ class Given(nnx.Module):
     """The image is the activation; the head is linear in its cubes, so that gradients vary over space."""
 
     def __init__(self, channels=6):
-        self.fc = nnx.Linear(channels, 2, rngs=nnx.Rngs(0))
+        self.fc = nnx.Linear(channels, 2, kernel_init=initialiser(0), rngs=nnx.Rngs(0))
 
     def features(self, images):
         return images
@@ -44,7 +44,7 @@ class Given(nnx.Module):
 
 @pytest.fixture
 def a():
-    return jax.random.normal(jax.random.key(1), (2, 5, 4, 6))
+    return normal(2, 5, 4, 6)
 
 
 def up_to_sign(maps, expected):
@@ -53,6 +53,7 @@ def up_to_sign(maps, expected):
     return maps * np.sign((maps * expected).sum((1, 2), keepdims=True))
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("name", ["resnet_base", "resnet_dcls_v1", "convnext_base", "convnext_dcls_v1"])
 def test_raw_maps_are_those_of_pytorch_grad_cam(name, assert_close):
     spec = CASES[name]
@@ -83,7 +84,7 @@ def by_svd(x):
 
 @pytest.mark.parametrize("channels", [6, 40])  # fewer than the 20 cells, and more
 def test_principal_map_is_the_projection_on_the_first_singular_vector(channels, assert_close):
-    x = jax.random.normal(jax.random.key(0), (3, 5, 4, channels))
+    x = normal(3, 5, 4, channels)
     expected = np.stack([by_svd(image) for image in x])
     assert_close(up_to_sign(principal_map(x), expected), expected, 1e-5)
 

@@ -20,16 +20,17 @@ from dcls_jax.cam import (
 from dcls_jax.cam.explain import METHODS
 from dcls_jax.cam.targets import Region
 from dcls_jax.models import create_model
+from tests.conftest import initialiser, normal, random_model
 
 
 class Small(nnx.Module):
     """Two convolutions and a linear head; classes 3 and 4 look at nothing, or at the bias alone."""
 
     def __init__(self):
-        rngs = nnx.Rngs(0)
-        self.first = nnx.Conv(3, 4, (3, 3), rngs=rngs)
-        self.second = nnx.Conv(4, 6, (3, 3), strides=2, rngs=rngs)
-        self.fc = nnx.Linear(6, 5, rngs=rngs)
+        options = {"kernel_init": initialiser(2), "rngs": nnx.Rngs(0)}
+        self.first = nnx.Conv(3, 4, (3, 3), **options)
+        self.second = nnx.Conv(4, 6, (3, 3), strides=2, **options)
+        self.fc = nnx.Linear(6, 5, **options)
         self.fc.kernel[...] = self.fc.kernel[...].at[:, 3:].set(0)
 
     def features(self, images, upto="second"):
@@ -58,7 +59,7 @@ LABELS = np.array([0, 2, 1, 2])
 
 @pytest.fixture
 def images():
-    return jax.random.normal(jax.random.key(0), (4, 8, 10, 3))
+    return normal(4, 8, 10, 3)
 
 
 @pytest.fixture(scope="module")
@@ -220,7 +221,7 @@ def test_what_does_not_fit_is_refused_by_name(model, images, arguments, message)
 
 
 def test_our_models_name_the_nearest_layers(images):
-    tiny = create_model("convnext_tiny", depths=(1, 1, 1, 1), dims=(4, 4, 4, 4), num_classes=5)
+    tiny = random_model(lambda: create_model("convnext_tiny", depths=(1, 1, 1, 1), dims=(4, 4, 4, 4), num_classes=5))
     with pytest.raises(ValueError, match=r"no layer 'stage\.2' in ConvNeXt; the nearest are stages\.2"):
         explain(tiny, jnp.zeros((1, 32, 32, 3)), [0], layer="stage.2")
 

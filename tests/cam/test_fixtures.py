@@ -10,6 +10,7 @@ from dcls_jax.cam.gradient import finer_cam, grad_cam, hires_cam
 from dcls_jax.cam.guided import guided_grad_cam
 from dcls_jax.cam.targets import Contrast, scores
 from tests.cam.toys import PooledLinear
+from tests.conftest import normal
 
 LABEL = jnp.array([0])
 
@@ -87,7 +88,7 @@ def test_xplique_weights_are_spatial_means():
         def head(self, activations):
             return (activations * gradients).sum((1, 2, 3))[:, None]
 
-    images = jax.random.normal(jax.random.key(0), (1, 2, 2, 4))
+    images = normal(1, 2, 2, 4)
     expected = images @ jnp.array([1, 0.5, 0.375, 0.125])
     np.testing.assert_allclose(grad_cam(Fixed(), images, LABEL), expected, atol=1e-6)
     assert scores(Fixed().head(images), LABEL).shape == (1,)

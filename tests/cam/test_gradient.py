@@ -26,11 +26,12 @@ from dcls_jax.cam.gradient import (
 )
 from dcls_jax.cam.targets import Contrast, Negative, Probability, Rest, scores
 from tests.cam.toys import ConvNet, Cubic, Flattened, PooledLinear
+from tests.conftest import normal
 
 
 @pytest.fixture
 def images():
-    return jax.random.normal(jax.random.key(0), (4, 6, 5, 3))
+    return normal(4, 6, 5, 3)
 
 
 LABELS = jnp.array([0, 4, 2, 2])
@@ -150,7 +151,7 @@ def test_cam_of_all_classes_sums_to_the_logits(images, assert_close):
     assert_close(maps, jnp.einsum("bhwk,kc->bchw", images, model.fc.kernel[...]), 1e-6)
     assert_close(maps.mean((2, 3)) + model.fc.bias[...], model.head(images), 1e-5)
     assert_close(cam(model, images, LABELS), maps[jnp.arange(4), LABELS], 1e-6)
-    soft = jax.random.uniform(KEY, (4, 5))
+    soft = jnp.abs(normal(4, 5))
     assert_close(cam(model, images, soft), jnp.einsum("bc,bchw->bhw", soft, maps), 1e-5)
 
 

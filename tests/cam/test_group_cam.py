@@ -11,6 +11,7 @@ from scipy.ndimage import gaussian_filter1d
 
 from dcls_jax.cam import activations_and_gradients, grad_cam, normalise, resize
 from dcls_jax.cam.group_cam import GroupConvention, gaussian_blur, group_cam, k_means
+from tests.conftest import initialiser, normal
 
 LABELS = jnp.array([0, 4, 2])
 STATIC = ("convention", "groups", "clustering", "blur_size", "blur_sigma", "masks_at_a_time")
@@ -21,9 +22,9 @@ class Small(nnx.Module):
     """Signed activations smaller than the image; a head that is not linear."""
 
     def __init__(self, channels=7, classes=5):
-        rngs = nnx.Rngs(1)
-        self.conv = nnx.Conv(3, channels, (3, 3), strides=(3, 3), padding="VALID", rngs=rngs)
-        self.fc = nnx.Linear(channels, classes, rngs=rngs)
+        options = {"kernel_init": initialiser(0), "rngs": nnx.Rngs(0)}
+        self.conv = nnx.Conv(3, channels, (3, 3), strides=(3, 3), padding="VALID", **options)
+        self.fc = nnx.Linear(channels, classes, **options)
         self.fc.kernel[...] *= 5
 
     def features(self, images):
@@ -43,7 +44,7 @@ class Constant(Small):
 
 @pytest.fixture
 def images():
-    return jax.random.normal(jax.random.key(0), (3, 12, 15, 3))
+    return normal(3, 12, 15, 3)
 
 
 def run(model, images, targets, **options):

@@ -15,14 +15,14 @@ from dcls_jax.cam.guided import guide, guided_backprop, guided_grad_cam
 from dcls_jax.cam.targets import Probability, scores
 from dcls_jax.models import create_model
 from tests.cam.toys import ConvNet, PooledLinear
-from tests.conftest import DATA
+from tests.conftest import DATA, initialiser, normal
 
 LABELS = jnp.array([0, 4])
 
 
 @pytest.fixture
 def images():
-    return jax.random.normal(jax.random.key(0), (2, 6, 5, 3))
+    return normal(2, 6, 5, 3)
 
 
 def plain_gradient(model, images):
@@ -33,14 +33,14 @@ class Normalised(nnx.Module):
     """All that a piecewise linear network may have: padding, pooling, shortcuts, batch normalisation, leaky ReLU."""
 
     def __init__(self):
-        rngs = nnx.Rngs(2)
-        random = {"bias_init": nnx.initializers.normal(0.5), "rngs": rngs}
-        self.conv1 = nnx.Conv(3, 4, (3, 3), **random)
+        draw = initialiser(2)
+        random = {"bias_init": draw, "rngs": nnx.Rngs(0)}
+        self.conv1 = nnx.Conv(3, 4, (3, 3), kernel_init=draw, **random)
         self.norm = nnx.BatchNorm(4, use_running_average=True, **random)
         self.norm.mean[...] = jnp.array([0.3, -0.2, 0.1, 0.5])
         self.norm.var[...] = jnp.array([0.5, 2.0, 1.0, 3.0])
-        self.conv2 = nnx.Conv(4, 4, (1, 1), **random)
-        self.fc = nnx.Linear(8, 5, **random)
+        self.conv2 = nnx.Conv(4, 4, (1, 1), kernel_init=draw, **random)
+        self.fc = nnx.Linear(8, 5, kernel_init=draw, **random)
 
     def features(self, images):
         x = jax.nn.relu(self.norm(self.conv1(images)))
@@ -121,7 +121,7 @@ def test_terms_of_a_resnet_with_dcls_sum_to_the_score(assert_close):
     golden = DATA / "golden" / "resnet_dcls_v1.weights.safetensors"
     config = {"depths": (2, 1, 1, 1), "dims": (8, 12, 16, 24), "num_classes": 10}
     model = create_model("resnet50", dcls=DclsConfig(5, 7, "v1"), weights=golden, **config)
-    images = jax.random.normal(jax.random.key(1), (2, 32, 32, 3))
+    images = normal(2, 32, 32, 3)
     terms, logits = jax.jit(lambda model, x: (full_gradients(model, x, LABELS), model(x)))(model, images)
     assert len(terms) == 1 + 20 + 1  # pixels, batch normalisations, classifier
     assert_close(sum(term.sum(tuple(range(1, term.ndim))) for term in terms), scores(logits, LABELS), 1e-4)

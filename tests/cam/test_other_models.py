@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 
 from dcls_jax.cam import DeadMapWarning, explain, from_functions, grad_cam, resize
+from tests.conftest import normal, random_model
 
 example = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[2] / "examples" / "explain_other_models.py")))
 
@@ -25,14 +26,11 @@ def head(params, activations, start="end"):
 
 
 def functional(seed):
-    keys = jax.random.split(jax.random.key(seed))
-    return from_functions(
-        features, head, {"mix": jax.random.normal(keys[0], (3, 4)), "weights": jax.random.normal(keys[1], (4, 2))}
-    )
+    return from_functions(features, head, {"mix": normal(3, 4, seed=seed), "weights": normal(4, 2, seed=seed)})
 
 
 def test_two_functions_are_a_model(assert_close):
-    images, model = jax.random.normal(jax.random.key(9), (2, 5, 6, 3)), functional(0)
+    images, model = normal(2, 5, 6, 3, seed=9), functional(0)
     weights = model.params["weights"].T[np.array([1, 0])]
     expected = jnp.einsum("bhwc,bc->bhw", images @ model.params["mix"], weights) / 30
     assert_close(explain(model, images, [1, 0]), expected, 1e-5)
@@ -47,7 +45,7 @@ def test_parameters_are_leaves_and_compile_once():
         traces.append(layer)
         return grad_cam(model, images, targets, layer=layer)
 
-    images = jax.random.normal(jax.random.key(9), (2, 5, 6, 3))
+    images = normal(2, 5, 6, 3, seed=9)
     maps = [explain(functional(seed), images, [1, 0], method=counted) for seed in (1, 2)]
     assert len(traces) == 1
     assert not np.allclose(maps[0], maps[1])
@@ -56,11 +54,11 @@ def test_parameters_are_leaves_and_compile_once():
 
 @pytest.fixture(scope="module")
 def vit():
-    return example.ViT(rngs=nnx.Rngs(0))
+    return random_model(lambda: example.ViT(rngs=nnx.Rngs(0)))
 
 
 def test_every_cut_of_the_transformer_leads_to_the_same_logits(vit, assert_close):
-    images = jax.random.normal(jax.random.key(1), (2, 32, 32, 3))
+    images = normal(2, 32, 32, 3)
     expected = jax.jit(lambda model, x: model(x))(vit, images)
     for cut in (None, "blocks.0", "blocks.2"):
         through = jax.jit(lambda model, x: model.head(model.features(x, cut), cut))  # noqa: B023
@@ -68,7 +66,7 @@ def test_every_cut_of_the_transformer_leads_to_the_same_logits(vit, assert_close
 
 
 def test_a_class_token_leaves_the_last_blocks_patches_without_a_path(vit):
-    images = jax.random.normal(jax.random.key(1), (2, 32, 32, 3))
+    images = normal(2, 32, 32, 3)
     assert explain(vit, images).any()
     with pytest.warns(DeadMapWarning, match="class token"):
         maps = explain(vit, images, layer="blocks.2")

@@ -21,6 +21,8 @@ from dcls_jax.cam.gradient import (
 from dcls_jax.models import create_model
 from tests.conftest import DATA
 
+pytestmark = pytest.mark.optimised
+
 NAMES = {"convnext": "convnext_tiny", "resnet": "resnet50"}
 METHODS = {
     "GradCAM": grad_cam,

@@ -14,7 +14,7 @@ from dcls_jax import DclsConfig
 from dcls_jax.cam import resize
 from dcls_jax.cam.perturbation import ScoreConvention, ablation_cam, is_cam, resize_corners, score_cam, ss_cam
 from dcls_jax.models import create_model
-from tests.conftest import DATA
+from tests.conftest import DATA, initialiser, normal
 
 GOLDEN = DATA / "golden"
 SPECS = json.loads((GOLDEN / "index.json").read_text())
@@ -29,9 +29,9 @@ class Small(nnx.Module):
     """Signed activations smaller than the image; a head that is not linear."""
 
     def __init__(self, channels=6, classes=5):
-        rngs = nnx.Rngs(0)
-        self.conv = nnx.Conv(3, channels, (3, 3), strides=(3, 3), padding="VALID", rngs=rngs)
-        self.fc = nnx.Linear(channels, classes, rngs=rngs)
+        options = {"kernel_init": initialiser(0), "rngs": nnx.Rngs(0)}
+        self.conv = nnx.Conv(3, channels, (3, 3), strides=(3, 3), padding="VALID", **options)
+        self.fc = nnx.Linear(channels, classes, **options)
         self.fc.kernel[...] *= 5
 
     def features(self, images):
@@ -76,7 +76,7 @@ class Pooled(Small):
 
 @pytest.fixture
 def images():
-    return jax.random.normal(jax.random.key(0), (3, 12, 15, 3))
+    return normal(3, 12, 15, 3, seed=6)
 
 
 @cache
@@ -112,12 +112,14 @@ def golden(request):
     return model, images, expected["one_hot"], load_file(GOLDEN / f"{request.param}.peer_cams.safetensors")
 
 
+@pytest.mark.optimised
 def test_score_cam_of_pytorch_grad_cam(golden, assert_close):
     model, images, targets, peer = golden
     maps = run("score_cam", model, images, targets, layer="stages.2", convention="pytorch_grad_cam")
     assert_close(maps, peer["ScoreCAM.raw"])
 
 
+@pytest.mark.optimised
 def test_ablation_cam_of_pytorch_grad_cam(golden, assert_close):
     model, images, targets, peer = golden
     activations = jax.jit(partial(model.features, upto="stages.2"))(images)

@@ -4,13 +4,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from tests.conftest import initialiser
+
 
 class PooledLinear(nnx.Module):
     """Features are the image itself; global average pooling and a linear head."""
 
     def __init__(self, channels=3, classes=5):
-        rngs = nnx.Rngs(0)
-        self.fc = nnx.Linear(channels, classes, rngs=rngs)
+        self.fc = nnx.Linear(channels, classes, kernel_init=initialiser(3), rngs=nnx.Rngs(0))
         self.fc.bias[...] = jnp.arange(classes, dtype=jnp.float32)
 
     def features(self, images):
@@ -41,8 +42,8 @@ class ConvNet(nnx.Module):
     """Convolution, ReLU, (cut) convolution, ReLU, pooling and a linear layer, with or without biases."""
 
     def __init__(self, bias=True, activation=jax.nn.relu):
-        rngs = nnx.Rngs(1)
-        options = {"use_bias": bias, "bias_init": nnx.initializers.normal(0.3), "rngs": rngs}
+        draw = initialiser(1)
+        options = {"use_bias": bias, "kernel_init": draw, "bias_init": draw, "rngs": nnx.Rngs(0)}
         self.conv1 = nnx.Conv(3, 6, (3, 3), **options)
         self.conv2 = nnx.Conv(6, 8, (3, 3), strides=2, **options)
         self.fc = nnx.Linear(8, 5, **options)

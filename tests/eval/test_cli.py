@@ -11,6 +11,7 @@ from PIL import Image
 
 from dcls_jax.eval import cli
 from dcls_jax.models import create_model, save_weights
+from tests.conftest import random_model
 
 
 def run(monkeypatch, *arguments):
@@ -51,7 +52,7 @@ def test_errors_are_one_line_and_code_1(monkeypatch, capsys, tmp_path, arguments
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     folder = tmp_path_factory.mktemp("weights") / "tiny"
-    save_weights(create_model("convnext_tiny", num_classes=4), folder)
+    save_weights(random_model(lambda: create_model("convnext_tiny", num_classes=4)), folder)
     return folder
 
 

@@ -16,6 +16,8 @@ from dcls_jax.eval import clickme
 from dcls_jax.eval.records import RecordError, write_records
 from dcls_jax.models import Transform, create_model
 
+pytestmark = pytest.mark.optimised
+
 
 def test_loader_is_the_original(data: Path) -> None:
     expected = np.load(data / "clickme" / "loader_expected.npz")

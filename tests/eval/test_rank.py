@@ -9,6 +9,8 @@ from scipy import stats
 from dcls_jax import native
 from dcls_jax.eval.rank import average_ranks, spearman
 
+pytestmark = pytest.mark.optimised
+
 N = 224 * 224
 
 

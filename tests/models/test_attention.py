@@ -7,6 +7,8 @@ import pytest
 from dcls_jax import compiler_options
 from dcls_jax.models.attention import self_attention
 
+pytestmark = pytest.mark.optimised
+
 HEAD_DIM = 32
 
 

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 from convert_weights import convert
 from dcls_jax import DclsConfig, freeze
 from dcls_jax.models import CheckpointError, create_model, load_weights, save_weights
-from tests.conftest import DATA
+from tests.conftest import DATA, random_model
 
 SMALL = {"depths": (2, 1, 2, 1), "dims": (8, 16, 24, 32), "num_classes": 10}
 WEIGHTS = DATA / "golden" / "convnext_dcls_v0.weights.safetensors"
@@ -20,7 +20,7 @@ WEIGHTS = DATA / "golden" / "convnext_dcls_v0.weights.safetensors"
 
 @pytest.fixture
 def model():
-    return create_model("convnext_tiny", dcls=DclsConfig(12, 17, "v0"), **SMALL)
+    return random_model(lambda: create_model("convnext_tiny", dcls=DclsConfig(12, 17, "v0"), **SMALL))
 
 
 def equal(a, b):
@@ -50,7 +50,7 @@ def test_frozen_models_round_trip_too(model, tmp_path, assert_close):
 
 
 def test_orbax_checkpoint_of_another_model_is_refused(model, tmp_path):
-    save_weights(create_model("convnext_tiny", **SMALL), tmp_path / "standard")
+    save_weights(random_model(lambda: create_model("convnext_tiny", **SMALL)), tmp_path / "standard")
     with pytest.raises(CheckpointError, match=r"missing: stages\.0\.positions\.P"):
         load_weights(model, tmp_path / "standard")
     (tmp_path / "empty").mkdir()

@@ -10,6 +10,7 @@ from PIL import Image
 from dcls_jax import DclsConfig
 from dcls_jax.models import create_model, list_models, preprocess
 from dcls_jax.models.describe import describe
+from tests.conftest import normal, random_model
 
 SMALL = {"depths": (1, 1, 2, 1), "dims": (8, 8, 8, 8), "num_classes": 4}
 GIGA_MACS = {  # of the originals at 224 x 224, kernels constructed
@@ -30,33 +31,50 @@ def test_unknown_names_and_settings_are_refused():
 
 
 def test_unknown_cuts_name_the_nearest():
-    model = create_model("convnext_tiny", **SMALL)
+    model = random_model(lambda: create_model("convnext_tiny", **SMALL))
     with pytest.raises(ValueError, match=r"no layer 'stages\.4' in ConvNeXt; the nearest are stages\.\d"):
         model.features(jnp.zeros((1, 32, 32, 3)), upto="stages.4")
     assert "stages.2.blocks.1" in model.layer_names()
 
 
+forward = jax.jit(lambda model, x: model(x))
+
+
+@jax.jit
+def forward_and_gradients(model, x):
+    """Logits, gradients, and the model with its random state moved on."""
+
+    def loss(model):
+        logits = model(x)
+        return (logits**2).sum(), logits
+
+    gradients, logits = nnx.grad(loss, has_aux=True)(model)
+    return logits, gradients, model
+
+
 @pytest.mark.parametrize("dcls", [False, True])
 @pytest.mark.parametrize("name", list_models())
 def test_stochastic_depth_trains_and_evaluation_is_deterministic(name, dcls):
-    size = {"dcls": DclsConfig(3, 5, "v1")} if dcls else {}
-    config = {**SMALL, **size} | ({"drop_path_rate": 0.5} if name != "resnet50" else {})
-    if name.startswith(("caformer", "fastvit")):
-        config["dims"] = (32, 32, 32, 32)  # heads of 32
-    model = create_model(name, **config)
-    x = jax.random.normal(jax.random.key(0), (4, 64, 64, 3))
-    np.testing.assert_array_equal(model(x), model(x))
+    config = {"depths": (1, 1), "dims": (8, 32), "num_classes": 4}  # heads of 32 in the stage that attends
+    config |= {"dcls": DclsConfig(3, 5, "v1")} if dcls else {}
+    config |= {"drop_path_rate": 0.5} if name != "resnet50" else {}
+    if "former" in name:
+        config["token_mixers"] = ("convolution", "attention" if name.startswith("caformer") else "convolution")
+    model = random_model(lambda: create_model(name, **config))
+    x = normal(4, 64, 64, 3)
+    np.testing.assert_array_equal(forward(model, x), forward(model, x))
     model.train()
+    logits, gradients, moved = forward_and_gradients(model, x)
+    others, _, _ = forward_and_gradients(moved, x)
     if name != "resnet50":
-        assert not np.array_equal(model(x), model(x))
-    gradients = nnx.grad(lambda m: (m(x) ** 2).sum())(model)
+        assert not np.array_equal(logits, others)
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradients))
     model.eval()
-    np.testing.assert_array_equal(model(x), model(x))
+    np.testing.assert_array_equal(forward(model, x), forward(model, x))
 
 
 def test_preprocess_resizes_the_shorter_side_and_crops_the_centre():
-    model = create_model("convnext_tiny", **SMALL)
+    model = random_model(lambda: create_model("convnext_tiny", **SMALL))
     gradient = np.tile(np.arange(300, dtype=np.uint8)[None, :, None], (200, 1, 3))
     x = preprocess(Image.fromarray(gradient), model)
     assert x.shape == (1, 224, 224, 3)

@@ -43,6 +43,7 @@ def golden(case: str) -> tuple[FastViT, dict[str, np.ndarray]]:
     return load_weights(model, DATA / f"golden/{case}.weights.safetensors"), expected
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("case", GOLDEN)
 def test_golden(case, assert_close):
     model, expected = golden(case)
