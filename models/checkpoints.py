@@ -183,7 +183,7 @@ def _check(slots: Mapping[str, _Slot], found: StateDict, keys: Mapping[str, str]
             problems.append(f"misshapen: {called(name)} has shape {shape}, expected {slot.torch_shape}")
             continue
         other = first.setdefault(slot.path, name)
-        if not np.array_equal(found[name], found[other]):
+        if other != name and not np.array_equal(found[name], found[other]):
             problems.append(f"unequal: {called(other)} and {called(name)} should be one shared array")
     if problems:
         raise CheckpointError("the checkpoint does not fit the model\n  " + "\n  ".join(sorted(problems)))

@@ -3,7 +3,9 @@
 import itertools
 import os
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Programs are compiled once for all workers and runs, and for the programs that tests start; `--cache-clear` forgets.
@@ -15,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax._src import compiler
 
 # Parity is a matter of the formula, not of the hardware's short cuts.
 jax.config.update("jax_default_matmul_precision", "highest")
@@ -22,14 +25,41 @@ jax.config.update("jax_default_matmul_precision", "highest")
 DATA = Path(__file__).parent / "data"
 
 
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Leave LLVM's optimisations out, half the time of these tests, where no numbers of originals are compared.
+# Options with which programs are compiled in a fifth of the time, to run slower. XLA's own passes, fusion among them,
+# are the same; fused loops are written by its older generator, and LLVM does not optimise.
+_QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+_options: dict[str, object] = {}  # for the test that runs
 
-    XLA's own passes, fusion among them, stay. JAX_DISABLE_MOST_OPTIMIZATIONS=0 has all tests compiled as for users.
+
+@cache
+def _quick_options() -> dict[str, object]:
+    try:
+        jax.jit(lambda x: x, compiler_options=_QUICK).lower(0).compile()
+    except jax.errors.JaxRuntimeError:  # a jaxlib that does not know them
+        return {}
+    return _QUICK
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Compile as for users only the tests marked so, which compare with numbers of originals, and quickly the others.
+
+    DCLS_JAX_TEST_OPTIMISED=1 has all compiled as for users.
     """
-    if "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ:
-        marked = any(item.get_closest_marker(name) for name in ("optimised", "parity"))
-        jax.config.update("jax_disable_most_optimizations", not marked)
+    as_for_users = any(item.get_closest_marker(name) for name in ("optimised", "parity"))
+    _options.clear()
+    if not as_for_users and "DCLS_JAX_TEST_OPTIMISED" not in os.environ:
+        _options.update(_quick_options())
+
+
+# JAX takes options for one `jax.jit` or, in XLA_FLAGS, for a whole process; here they are a test's.
+_get_compile_options = compiler.get_compile_options
+
+
+def _with_options(*arguments: Any, env_options_overrides: dict[str, Any] | None = None, **others: Any) -> Any:
+    return _get_compile_options(*arguments, env_options_overrides=_options | (env_options_overrides or {}), **others)
+
+
+compiler.get_compile_options = _with_options
 
 
 @pytest.fixture

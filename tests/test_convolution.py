@@ -13,8 +13,6 @@ from dcls_jax.convolution import convolve
 from dcls_jax.padding import explicit_padding
 from tests.conftest import normal
 
-pytestmark = pytest.mark.optimised
-
 METHODS = (
     "direct",
     "fft",
@@ -91,6 +89,7 @@ def values_and_gradients(x, kernel, direction, **options):
     return jax.jit(run)(x, kernel, direction)
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(("size", "kernel_size", "padding", "stride"), CASES)
 def test_values_and_gradients_match_float64(method, size, kernel_size, padding, stride, assert_close):
@@ -122,6 +121,7 @@ def test_native_kernels_of_every_instruction_set(monkeypatch, level, dtype, size
         assert_close(result.astype(jnp.float32), exactly, tolerance)
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("method", METHODS)
 def test_forward_mode_and_second_derivatives(method, assert_close):
     x, kernel = arrays((6, 6), (3, 3))
@@ -143,6 +143,7 @@ def test_forward_mode_and_second_derivatives(method, assert_close):
     assert_close(*tangents, 1e-5)
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("method", METHODS)
 def test_vmap_and_bfloat16(method, assert_close):
     x, kernel = arrays((8, 9), (5, 5))

@@ -12,8 +12,6 @@ from dcls_jax import construct_kernel
 from dcls_jax.interpolation import VERSIONS, has_sigma
 from dcls_jax.kernel import _contract, _scatter, grid_axes
 
-KEY = jax.random.key(0)
-
 
 def one_element(position, size, version, sigma=None):
     """The kernel of one element of weight 1."""
@@ -73,13 +71,14 @@ def test_three_dimensions_follow_the_package():
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("size", [(5,), (5, 4), (4, 3, 5)])
 def test_gradients_agree_with_finite_differences(version, size):
-    keys = jax.random.split(KEY, 3)
+    rng = np.random.default_rng(0)
     with jax.enable_x64(True):
-        weight = jax.random.normal(keys[0], (2, 3, 4), jnp.float64)
-        positions = jax.random.uniform(keys[1], (len(size), 2, 3, 4), jnp.float64, -1.9, 1.9)
-        sigma = jax.random.normal(keys[2], positions.shape, jnp.float64) if has_sigma(version) else None
+        weight = jnp.asarray(rng.standard_normal((2, 3, 4)))
+        positions = jnp.asarray(rng.uniform(-1.9, 1.9, (len(size), 2, 3, 4)))
+        sigma = jnp.asarray(rng.standard_normal(positions.shape)) if has_sigma(version) else None
         arguments = (weight, positions) if sigma is None else (weight, positions, sigma)
 
+        @jax.jit
         def loss(*arguments):
             return (construct_kernel(*arguments, dilated_kernel_size=size, version=version) ** 3).sum()
 
@@ -99,11 +98,13 @@ def test_scatter_and_contraction_are_one_kernel(version, size, where):
     scatter = partial(_scatter, sizes=size, version=version)
     contract = partial(_contract, sigmas=[None] * len(size), sizes=size, version=version)
 
-    def derivatives(construct):
+    @partial(jax.jit, static_argnums=0)
+    def derivatives(construct, weight, positions, tangents):
         kernel, pull_back = jax.vjp(construct, weight, positions)
         return *jax.jvp(construct, (weight, positions), tangents), pull_back(jnp.cos(kernel))
 
-    for ours, other in zip(*(jax.tree.leaves(derivatives(f)) for f in (scatter, contract)), strict=True):
+    results = (jax.tree.leaves(derivatives(f, weight, positions, tangents)) for f in (scatter, contract))
+    for ours, other in zip(*results, strict=True):
         assert jnp.abs(other).max() > 0 or where == "integers"
         np.testing.assert_allclose(ours, other, rtol=1e-5, atol=1e-5)
 

@@ -53,7 +53,6 @@ def up_to_sign(maps, expected):
     return maps * np.sign((maps * expected).sum((1, 2), keepdims=True))
 
 
-@pytest.mark.optimised
 @pytest.mark.parametrize("name", ["resnet_base", "resnet_dcls_v1", "convnext_base", "convnext_dcls_v1"])
 def test_raw_maps_are_those_of_pytorch_grad_cam(name, assert_close):
     spec = CASES[name]

@@ -112,14 +112,12 @@ def golden(request):
     return model, images, expected["one_hot"], load_file(GOLDEN / f"{request.param}.peer_cams.safetensors")
 
 
-@pytest.mark.optimised
 def test_score_cam_of_pytorch_grad_cam(golden, assert_close):
     model, images, targets, peer = golden
     maps = run("score_cam", model, images, targets, layer="stages.2", convention="pytorch_grad_cam")
     assert_close(maps, peer["ScoreCAM.raw"])
 
 
-@pytest.mark.optimised
 def test_ablation_cam_of_pytorch_grad_cam(golden, assert_close):
     model, images, targets, peer = golden
     activations = jax.jit(partial(model.features, upto="stages.2"))(images)

@@ -33,12 +33,15 @@ def _maps() -> dict[str, np.ndarray]:
 MAPS = _maps()
 
 
-@pytest.fixture(params=["native", "plain"], autouse=True)
-def _implementation(request, monkeypatch):
-    if request.param == "plain":
-        monkeypatch.setattr(native, "available", lambda: False)
-    elif not native.available():
+@pytest.fixture(scope="module", params=["native", "plain"], autouse=True)
+def _implementation(request):
+    if request.param == "native" and not native.available():
         pytest.skip("the native kernels are not built here")
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "plain":
+            patch.setattr(native, "available", lambda: False)
+        jax.clear_caches()
+        yield
     jax.clear_caches()
 
 
@@ -57,7 +60,7 @@ def test_ranks_by_hand(values: list[float], ranks: list[float]) -> None:
 @pytest.mark.parametrize("size", [2, 3, 63, 64, 65, 4097])
 def test_ranks_at_any_size(size: int) -> None:
     values = np.random.default_rng(size).integers(0, size, size).astype(np.float32)
-    np.testing.assert_array_equal(average_ranks(jnp.asarray(values)), stats.rankdata(values))
+    np.testing.assert_array_equal(jax.jit(average_ranks)(values), stats.rankdata(values))
 
 
 def test_spearman_is_scipys_jitted_and_vmapped() -> None:

@@ -17,6 +17,7 @@ from dcls_jax import DclsConfig, freeze
 from dcls_jax.cam import activations_and_gradients, study_maps
 from dcls_jax.models import load_weights
 from dcls_jax.models.backbone import stochastic_depth
+from dcls_jax.models.create import shapes_only
 from dcls_jax.models.fastvit import DCLS, VARIANTS, ConvFFN, FastViT, FastViTConfig
 from dcls_jax.models.norms import BatchNorm
 from dcls_jax.models.reparameterise import Filter, Fusible, MultiBranch, identity, reparameterise
@@ -27,7 +28,7 @@ GOLDEN = ("fastvit_base", "fastvit_dcls_v0", "fastvit_dcls_v1")
 
 def blank(config: FastViTConfig) -> FastViT:
     """A model of zeros, at no cost."""
-    graph, state = nnx.split(nnx.eval_shape(lambda: FastViT(config, rngs=nnx.Rngs(0))))
+    graph, state = nnx.split(nnx.eval_shape(lambda: FastViT(config, rngs=shapes_only())))
     return nnx.merge(graph, jax.tree.map(lambda leaf: jnp.asarray(np.zeros(leaf.shape, leaf.dtype)), state))
 
 
@@ -43,7 +44,6 @@ def golden(case: str) -> tuple[FastViT, dict[str, np.ndarray]]:
     return load_weights(model, DATA / f"golden/{case}.weights.safetensors"), expected
 
 
-@pytest.mark.optimised
 @pytest.mark.parametrize("case", GOLDEN)
 def test_golden(case, assert_close):
     model, expected = golden(case)
@@ -129,7 +129,7 @@ def listing(name: str) -> dict[str, np.ndarray]:
     ],
 )
 def test_parameter_counts_and_key_listings(name, setting, count, statistics, listings):
-    model = nnx.eval_shape(lambda: FastViT(replace(VARIANTS[name], **setting), rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: FastViT(replace(VARIANTS[name], **setting), rngs=shapes_only()))
     assert sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))) == count
     assert sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.BatchStat))) == statistics
     for kind in listings:
