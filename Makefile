@@ -9,7 +9,7 @@ demo: .venv/installed
 	$(BIN)/dcls-jax demo
 
 test: .venv/installed
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 # The tests against PyTorch. Those that would replace torch by another build come without their dependencies.
 ORIGINALS = $(shell $(BIN)/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['parity'])")
@@ -32,12 +32,12 @@ SUBSET ?=
 lowest: .venv/installed
 	$(BIN)/uv venv --quiet --allow-existing --python $(PYTHON) .venv-lowest
 	$(BIN)/uv pip install --quiet --python .venv-lowest/bin/python --resolution lowest-direct --editable ".[test]"
-	.venv-lowest/bin/python -m pytest -n auto --dist loadfile $(SUBSET)
+	.venv-lowest/bin/python -m pytest -n auto --dist worksteal $(SUBSET)
 
 newest: .venv/installed
 	$(BIN)/uv venv --quiet --allow-existing --python $(NEWEST_PYTHON) .venv-newest
 	$(BIN)/uv pip install --quiet --python .venv-newest/bin/python --upgrade --editable ".[test]"
-	.venv-newest/bin/python -m pytest -n auto --dist loadfile $(SUBSET)
+	.venv-newest/bin/python -m pytest -n auto --dist worksteal $(SUBSET)
 
 lint: .venv/installed
 	$(BIN)/ruff check .
