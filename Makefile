@@ -1,7 +1,7 @@
 # Every target works on a bare machine with Python 3.11 or newer: it makes the environment first.
 PYTHON ?= python3
 BIN := .venv/bin
-UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
+UV := $(BIN)/uv pip install --quiet --compile-bytecode --python
 
 .PHONY: demo test parity package lowest newest lint
 
@@ -31,12 +31,12 @@ SUBSET ?=
 
 lowest: .venv/installed
 	$(BIN)/uv venv --quiet --allow-existing --python $(PYTHON) .venv-lowest
-	$(BIN)/uv pip install --quiet --python .venv-lowest/bin/python --resolution lowest-direct --editable ".[test]"
+	$(UV) .venv-lowest/bin/python --resolution lowest-direct --editable ".[test]"
 	.venv-lowest/bin/python -m pytest -n auto --dist worksteal $(SUBSET)
 
 newest: .venv/installed
 	$(BIN)/uv venv --quiet --allow-existing --python $(NEWEST_PYTHON) .venv-newest
-	$(BIN)/uv pip install --quiet --python .venv-newest/bin/python --upgrade --editable ".[test]"
+	$(UV) .venv-newest/bin/python --upgrade --editable ".[test]"
 	.venv-newest/bin/python -m pytest -n auto --dist worksteal $(SUBSET)
 
 lint: .venv/installed
@@ -47,5 +47,5 @@ lint: .venv/installed
 .venv/installed: pyproject.toml setup.py $(wildcard dcls_jax/native/*.cc dcls_jax/native/*.inc dcls_jax/native/*.h)
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet uv
-	$(UV) --editable ".[test]"
+	$(UV) $(BIN)/python --editable ".[test]"
 	touch $@
