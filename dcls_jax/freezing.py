@@ -46,20 +46,13 @@ def freeze(model: M) -> M:
 
 
 def _dense(layer: Dcls, positions: nnx.Module) -> Conv:
-    kernel = layer.construct(cast(Positions, positions))
-    *size, in_per_group, out_channels = kernel.shape
-    return Conv(
-        in_per_group * layer.groups,
-        out_channels,
-        tuple(size),
+    return Conv.of(
+        layer.construct(cast(Positions, positions)),
+        None if layer.bias is None else layer.bias[...],
         stride=layer.stride,
         padding=layer.padding,
         groups=layer.groups,
-        bias=layer.bias is not None,
         padding_mode=layer.padding_mode,
-        kernel_init=lambda *_: kernel,
-        bias_init=None if layer.bias is None else lambda *_: layer.bias[...],
-        rngs=nnx.Rngs(0),
     )
 
 

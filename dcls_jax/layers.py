@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, cast
 
 import jax
@@ -126,6 +127,33 @@ class Conv(_Convolution):
             rngs=rngs,
         )
         self.kernel = nnx.Param((kernel_init or default)(rngs.params(), shape, jnp.float32))
+
+    @classmethod
+    def of(
+        cls,
+        kernel: Array,
+        bias: Array | None = None,
+        *,
+        stride: int | Sequence[int] = 1,
+        padding: Padding = 0,
+        groups: int = 1,
+        padding_mode: str = "zeros",
+    ) -> "Conv":
+        """The convolution with a given kernel (*size, in/groups, out) and bias (out,)."""
+        *size, in_per_group, out_channels = kernel.shape
+        return cls(
+            in_per_group * groups,
+            out_channels,
+            tuple(size),
+            stride=stride,
+            padding=padding,
+            groups=groups,
+            bias=bias is not None,
+            padding_mode=padding_mode,
+            kernel_init=lambda *_: kernel,
+            bias_init=None if bias is None else lambda *_: bias,
+            rngs=cast(nnx.Rngs, SimpleNamespace(params=lambda: None)),  # nothing is drawn
+        )
 
     def __call__(self, x: Array, positions: "Positions | None" = None) -> Array:
         """x (B, *size, in) -> (B, *out_size, out). A dense kernel has no use for positions."""

@@ -186,8 +186,9 @@ def convert(
 ) -> None:
     """Convert a published PyTorch checkpoint to an Orbax checkpoint, and check the result."""
     from dcls_jax.models import create_model
-    from dcls_jax.models.convert import convert
+    from dcls_jax.models.convert import check_paths, convert
 
+    check_paths(source, destination)
     built = create_model(model, dcls=dcls, num_classes=num_classes)
     result = convert(source, destination, built, swap_positions=swap_positions)
     print(f"model               {model}{' with DCLS' if dcls else ''}")

@@ -4,7 +4,9 @@ import json
 from itertools import islice
 from pathlib import Path
 
+import jax
 import numpy as np
+from jax import Array
 from PIL import Image
 
 from dcls_jax.cam import overlay, save_grid, study_maps
@@ -58,9 +60,13 @@ def draw(path: Path, models: dict[str, Backbone], pictures: int) -> None:
     seen = [np.asarray(frame(image)) for image in images]
     human = [np.asarray(frame(Image.fromarray(sample.heatmap))) for sample in samples]
     columns = {"image": seen, "human": [overlay(s, np.asarray(normalise(h))) for s, h in zip(seen, human, strict=True)]}
-    labels = [sample.label for sample in samples]
+    labels = np.array([sample.label for sample in samples])
     for name, model in models.items():
-        for method in STUDY:
-            maps = normalise(study_maps(model, preprocess(images, model), labels, method=method))
+        for method, maps in _maps(model, preprocess(images, model), labels).items():
             columns[f"{name}\n{method}"] = [overlay(s, np.asarray(m)) for s, m in zip(seen, maps, strict=True)]
     save_grid(path, list(zip(*columns.values(), strict=True)), column_titles=list(columns))
+
+
+@jax.jit
+def _maps(model: Backbone, images: Array, labels: Array) -> dict[str, Array]:
+    return {method: normalise(study_maps(model, images, labels, method=method)) for method in STUDY}

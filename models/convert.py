@@ -32,11 +32,10 @@ def convert(
     """Write the weights in `source` that fit `model` as an Orbax checkpoint at `destination`.
 
     swap_positions: see `load_weights`. The result takes its final name only after it was read back and found equal.
-    Raises FileExistsError where `destination` exists, CheckpointError where the weights do not fit.
+    Raises as `check_paths` does, and CheckpointError where the weights do not fit.
     """
+    check_paths(source, destination)
     target = Path(destination).expanduser().absolute()
-    if target.exists():
-        raise FileExistsError(f"{destination} exists; remove it or choose another destination")
     converted = load_weights(model, source, swap_positions=swap_positions)
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -48,6 +47,14 @@ def convert(
     partial.rename(target)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(converted, nnx.Param)))
     return Conversion(target, parameters, difference)
+
+
+def check_paths(source: str | os.PathLike[str], destination: str | os.PathLike[str]) -> None:
+    """What can be said before a model is built: FileNotFoundError for `source`, FileExistsError for `destination`."""
+    if not Path(source).expanduser().exists():
+        raise FileNotFoundError(f"no checkpoint at {source}")
+    if Path(destination).expanduser().exists():
+        raise FileExistsError(f"{destination} exists; remove it or choose another destination")
 
 
 def _largest_difference(a: Backbone, b: Backbone) -> float:

@@ -75,18 +75,7 @@ class Fusible(nnx.Module):
     def fuse(self) -> Conv:
         """The convolution that computes the same."""
         kernel, bias = _kernel_and_bias(self)
-        size, _, in_per_group, channels = kernel.shape
-        return Conv(
-            in_per_group * self.groups,
-            channels,
-            (size, size),
-            stride=self.stride,
-            padding=size // 2,
-            groups=self.groups,
-            kernel_init=lambda *_: kernel,
-            bias_init=lambda *_: bias,
-            rngs=nnx.Rngs(0),
-        )
+        return Conv.of(kernel, bias, stride=self.stride, padding=len(kernel) // 2, groups=self.groups)
 
 
 @jax.jit  # compiled once for all blocks of a stage

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 
 from dcls_jax.eval import cli
-from dcls_jax.models import create_model, save_weights
+from dcls_jax.models import convnext, create_model, save_weights
 from tests.conftest import random_model
 
 
@@ -47,6 +48,15 @@ def test_errors_are_one_line_and_code_1(monkeypatch, capsys, tmp_path, arguments
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small():
+    """ConvNeXt-T with one narrow block a stage, which compiles in a second: the command line is not about size."""
+    with pytest.MonkeyPatch.context() as patch:
+        tiny = replace(convnext.VARIANTS["convnext_tiny"], depths=(1, 1, 1, 1), dims=(8, 8, 8, 8))
+        patch.setitem(convnext.VARIANTS, "convnext_tiny", tiny)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
         (["demo"], "stopped; the same command goes on from here\n"),
         (["eval", "clickme", "x", *NAME], "stopped; the same command goes on from here\n"),
         (["cam", __file__, *NAME], "stopped\n"),
-        (["convert", "x", "y", *NAME], "stopped\n"),
+        (["convert", __file__, "y", *NAME], "stopped\n"),
     ],
 )
 def test_only_what_can_go_on_says_so(

@@ -3,12 +3,9 @@
 import json
 
 import numpy as np
-import pytest
 from PIL import Image
 
 from dcls_jax.eval import demo
-
-pytestmark = pytest.mark.optimised
 
 
 def test_sample_fits_in_the_package():

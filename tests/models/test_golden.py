@@ -1,7 +1,8 @@
 """Small models with random weights against the original PyTorch code: logits, activations, gradients, maps."""
 
 import json
-from functools import partial
+from functools import partial, partialmethod
+from unittest.mock import patch
 
 import jax
 import pytest
@@ -44,10 +45,25 @@ def case(request):
     return everything(model, expected["image"], expected["one_hot"], enlarged), expected, spec["variant"]
 
 
+def layers_once(model, results, layers):
+    """The layers, traced once for each input: cuts have most of the way in common, and compiling takes long."""
+
+    def once(name, layer):
+        def call(x):
+            if (name, id(x)) not in results:
+                results[name, id(x)] = layer(x), x  # x is kept, so that no other gets its id
+            return results[name, id(x)][0]
+
+        return call
+
+    return [(name, once(name, layer)) for name, layer in layers]
+
+
 @partial(jax.jit, static_argnames="enlarged")
 def everything(model, images, one_hot, enlarged):
     activations, gradients = activations_and_gradients(model, images, one_hot)
-    cuts = {name: model.head(model.features(images, upto=name), start=name) for name in model.layer_names()}
+    with patch.object(type(model), "layers", partialmethod(layers_once, {}, model.layers())):
+        cuts = {name: model.head(model.features(images, upto=name), start=name) for name in model.layer_names()}
     maps = {method: study_maps(model, images, one_hot, method=method, size=None) for method in STUDY}
     labels = one_hot.argmax(1)
     return {
