@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 from jax import Array, lax
 
-from dcls_jax.depthwise import depthwise_conv
+from dcls_jax.depthwise import Precision, depthwise_conv
 from dcls_jax.padding import Padding, explicit_padding
 
 _PAD_MODES = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
@@ -20,6 +20,7 @@ def convolve(
     padding: Padding,
     groups: int = 1,
     padding_mode: str = "zeros",
+    precision: Precision = None,
 ) -> Array:
     """Cross-correlation in 1, 2 or 3 dimensions, by the fastest lowering known for its shape.
 
@@ -35,11 +36,23 @@ def convolve(
         copies = jnp.repeat(x, kernel.shape[-1] // groups, axis=-1)
         cells = kernel[..., 0, :]
         if dims == 2:
-            return depthwise_conv(copies, cells, padding=pads, stride=(stride[0], stride[1]))
-        row = depthwise_conv(copies[:, None], cells[None], padding=((0, 0), *pads), stride=(stride[0], stride[0]))
+            return depthwise_conv(copies, cells, padding=pads, stride=(stride[0], stride[1]), precision=precision)
+        row = depthwise_conv(
+            copies[:, None],
+            cells[None],
+            padding=((0, 0), *pads),
+            stride=(stride[0], stride[0]),
+            precision=precision,
+        )
         return row[:, 0]
     spatial = "DHW"[-dims:]
     layout = (f"N{spatial}C", f"{spatial}IO", f"N{spatial}C")
     return lax.conv_general_dilated(
-        x, kernel, tuple(stride), pads, dimension_numbers=layout, feature_group_count=groups
+        x,
+        kernel,
+        tuple(stride),
+        pads,
+        dimension_numbers=layout,
+        feature_group_count=groups,
+        precision=precision,
     )

@@ -53,6 +53,8 @@ def _dense(layer: Dcls, positions: nnx.Module) -> Conv:
         padding=layer.padding,
         groups=layer.groups,
         padding_mode=layer.padding_mode,
+        dtype=layer.dtype,
+        precision=layer.precision,
     )
 
 

@@ -30,7 +30,8 @@ def bilinear(position: Array, sigma: Array | None, cells: Array) -> Array:
     # stop_gradient: floor moves with the position, so the left cell's share falls with slope -1 even at integers.
     left = jax.lax.stop_gradient(jnp.floor(position))
     share = position - left
-    return jnp.where(cells == left, 1 - share, 0) + jnp.where(cells == left + 1, share, 0)
+    none = 0 * share  # and not 0, so that a position that is no number shows
+    return jnp.where(cells == left, 1 - share, none) + jnp.where(cells == left + 1, share, none)
 
 
 def triangle(position: Array, sigma: Array | None, cells: Array) -> Array:
@@ -62,7 +63,7 @@ def spread(position: Array, sigma: Array | None, *, size: int, version: Version)
     position, sigma: any shape (...), in cells from the centre `size // 2`; sigma is None for v0 and v1.
     Returns (..., size).
     """
-    cells = jnp.arange(size, dtype=position.dtype)
+    cells = jnp.arange(size, dtype=position.dtype).reshape(*(1,) * position.ndim, size)
     centred = position[..., None] + size // 2
     return _SPREADS[version](centred, None if sigma is None else sigma[..., None], cells)
 
@@ -81,6 +82,6 @@ def two_cells(position: Array, *, size: int, version: Version) -> tuple[tuple[Ar
 
     def on_grid(cell: Array, share: Array) -> tuple[Array, Array]:
         inside = (cell >= 0) & (cell < size)
-        return jnp.where(inside, cell, 0).astype(jnp.int32), jnp.where(inside, share, 0)
+        return jnp.where(inside, cell, 0).astype(jnp.int32), jnp.where(inside, share, 0 * share)
 
     return on_grid(left, 1 - right_share), on_grid(left + 1, right_share)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from dcls_jax.arrays import at_least_float32, promoted
 from dcls_jax.interpolation import VERSIONS, Version, has_sigma, spread, two_cells
 
 
@@ -32,7 +33,8 @@ def construct_kernel(
     """Sum of weighted elements, each spread over the grid cells around its position.
 
     weight (out, in/groups, count); positions and sigma (dims, out, in/groups, count), in cells from the centre cell
-    `size // 2`; sigma for versions "max" and "gauss" only. Returns (out, in/groups, *dilated_kernel_size).
+    `size // 2`; sigma for versions "max" and "gauss" only. Returns (out, in/groups, *dilated_kernel_size), in float32
+    where the arguments are narrower.
     Every version but v0 divides an element by the sum of its footprint (+ 1e-7), so none of its weight is lost at the
     border. Equals `ConstructKernel1d/2d/3d` of the `dcls` package 0.1.1, but for non-cubic sizes, where the package
     centres a position by another axis' size.
@@ -40,6 +42,9 @@ def construct_kernel(
     Raises ValueError where shapes, version and sizes do not fit together.
     """
     _check(weight, positions, sigma, dilated_kernel_size, version)
+    weight, positions = weight.astype(at_least_float32(weight)), positions.astype(at_least_float32(positions))
+    sigma = None if sigma is None else sigma.astype(at_least_float32(sigma))
+    weight, positions, sigma = promoted(weight, positions, sigma)
     return _construct(weight, positions, sigma, sizes=tuple(dilated_kernel_size), version=version)
 
 
@@ -51,11 +56,16 @@ def _construct(
     by_axis = [positions[row] for row in rows]
     sigmas = [None if sigma is None else sigma[row] for row in rows]
     contract = partial(_contract, sigmas=sigmas, sizes=sizes, version=version)
-    if has_sigma(version):
+    if has_sigma(version) or _sharded(weight) or _sharded(positions):
         return contract(weight, by_axis)
-    # A scatter is four to seven times faster on a CPU; TPUs scatter one value after the other.
+    # A scatter is four to seven times faster on a CPU; TPUs scatter one value after the other. It mixes all kernels, so
+    # that kernels which a mesh with explicit axes spreads are not for it.
     scatter = partial(_scatter, sizes=sizes, version=version)
     return jax.lax.platform_dependent(weight, by_axis, cpu=scatter, default=contract)
+
+
+def _sharded(x: Array) -> bool:
+    return any(axis is not None for axis in jax.typeof(x).sharding.spec)
 
 
 def _scatter(weight: Array, positions: list[Array], *, sizes: tuple[int, ...], version: Version) -> Array:

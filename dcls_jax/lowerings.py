@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from dcls_jax.arrays import at_least_float32
+
 Pads = tuple[tuple[int, int], tuple[int, int]]
 Strides = tuple[int, int]
 
@@ -35,8 +37,8 @@ def fft(x: Array, kernel: Array, pads: Pads, strides: Strides) -> Array:
     x, pads = _within_reach(x, kernel, pads)
     (height, width), kept = _circle(x, kernel, pads, strides)
     lengths = _fft_length(height), _fft_length(width)
-    image = jnp.moveaxis(x.astype(jnp.float32), -1, 1)
-    flipped = jnp.moveaxis(kernel.astype(jnp.float32)[::-1, ::-1], -1, 0)
+    image = jnp.moveaxis(x.astype(at_least_float32(x)), -1, 1)
+    flipped = jnp.moveaxis(kernel.astype(image.dtype)[::-1, ::-1], -1, 0)[None]
     full = jnp.fft.irfft2(jnp.fft.rfft2(image, lengths) * jnp.fft.rfft2(flipped, lengths), lengths)
     return jnp.moveaxis(full[:, :, kept[0], kept[1]], 1, -1).astype(x.dtype)
 
@@ -85,9 +87,9 @@ def dft(x: Array, kernel: Array, pads: Pads, strides: Strides) -> Array:
         return _each_row(_pairs(_waves(-columns, np.arange(w), width)), by_row)
 
     batch, channels = x.shape[0], x.shape[3]
-    image = spectrum(x.astype(jnp.float32).transpose(1, 2, 0, 3).reshape(*x.shape[1:3], -1))
+    image = spectrum(x.astype(at_least_float32(x)).transpose(1, 2, 0, 3).reshape(*x.shape[1:3], -1))
     a = jnp.moveaxis(image.reshape(height, 2, len(columns), batch, channels), 1, 0)
-    b = jnp.moveaxis(spectrum(kernel.astype(jnp.float32)[::-1, ::-1])[..., None, :], 1, 0)
+    b = jnp.moveaxis(spectrum(kernel.astype(image.dtype)[::-1, ::-1])[..., None, :], 1, 0)
     product = jnp.stack([a[0] * b[0] - a[1] * b[1], a[0] * b[1] + a[1] * b[0]], 1)
 
     mirrored = np.where((columns == 0) | (2 * columns == width), 1, 2) / (height * width)
@@ -103,19 +105,19 @@ def _waves(a: np.ndarray, b: np.ndarray, length: int) -> np.ndarray:
 
 
 def _pairs(matrix: np.ndarray) -> np.ndarray:
-    """A complex matrix (m, n) that multiplies pairs of a real and an imaginary part: (2, m, 2, n) float32."""
+    """A complex matrix (m, n) that multiplies pairs of a real and an imaginary part: (2, m, 2, n)."""
     real, imaginary = matrix.real, matrix.imag
-    return np.stack([np.stack([real, -imaginary], 1), np.stack([imaginary, real], 1)]).astype(np.float32)
+    return np.stack([np.stack([real, -imaginary], 1), np.stack([imaginary, real], 1)])
 
 
 def _each_row(pairs: np.ndarray, x: Array) -> Array:
     """(2, m, 2, n) times each row of x (rows, 2, n, N) -> (rows, 2, m, N); a product per row, to transpose nothing."""
-    matrices = jnp.broadcast_to(pairs, (len(x), *pairs.shape))
+    matrices = jnp.broadcast_to(pairs.astype(x.dtype), (len(x), *pairs.shape))
     return _product("rqmpn,rpnk->rqmk", matrices, x)
 
 
 def _product(equation: str, matrix: np.ndarray | Array, x: Array) -> Array:
-    return jnp.einsum(equation, matrix, x, precision=lax.Precision.HIGHEST)
+    return jnp.einsum(equation, matrix.astype(x.dtype), x, precision=lax.Precision.HIGHEST)
 
 
 def shifts(x: Array, kernel: Array, pads: Pads, strides: Strides) -> Array:
@@ -129,10 +131,12 @@ def shifts(x: Array, kernel: Array, pads: Pads, strides: Strides) -> Array:
     def add_row(i: Array | int, total: Array) -> Array:
         rows = lax.dynamic_slice_in_dim(x, i, span, axis=1)[:, :: strides[0]]
         for j in range(kw):
-            total += rows[:, :, j : j + (width - 1) * strides[1] + 1 : strides[1]] * kernel[i, j]
+            shifted = rows[:, :, j : j + (width - 1) * strides[1] + 1 : strides[1]]
+            total += shifted.astype(total.dtype) * cells[i, j]
         return total
 
-    total = jnp.zeros((x.shape[0], height, width, x.shape[3]), jnp.promote_types(x.dtype, jnp.float32))
+    total = jnp.zeros((x.shape[0], height, width, x.shape[3]), at_least_float32(x))
+    cells = kernel.astype(total.dtype)[:, :, None, None, None]
     if math.prod((kh, kw)) <= FUSED_CELLS:
         for i in range(kh):
             total = add_row(i, total)

@@ -1,7 +1,8 @@
 """Activation functions where JAX's own are not the fastest form."""
 
-import jax.numpy as jnp
 from jax import Array, lax
+
+from dcls_jax.arrays import at_least_float32
 
 
 def gelu(x: Array) -> Array:
@@ -9,5 +10,5 @@ def gelu(x: Array) -> Array:
 
     `jax.nn.gelu(approximate=False)` takes erfc, which is closer where the result nears 0, but three times slower.
     """
-    y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    y = x.astype(at_least_float32(x))
     return (0.5 * y * (1 + lax.erf(y * 0.5**0.5))).astype(x.dtype)

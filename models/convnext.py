@@ -1,17 +1,17 @@
 """ConvNeXt (arXiv 2201.03545, facebookresearch/ConvNeXt) and, with DCLS, ConvNeXt-dcls (arXiv 2112.03740)."""
 
 from dataclasses import dataclass
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from dcls_jax.arrays import along_channels
 from dcls_jax.layers import Conv, DclsConfig, Positions
 from dcls_jax.models.activations import gelu
-from dcls_jax.models.backbone import Backbone, Layer, drop_path_rates, stochastic_depth
-from dcls_jax.models.depthwise import depthwise, shared_positions
+from dcls_jax.models.backbone import Backbone, Stage, classifier, drop_path_rates, small_normal, stochastic_depth
+from dcls_jax.models.dcls import depthwise, shared_positions
 from dcls_jax.models.preprocess import Transform
 
 TRANSFORM = Transform(resize=256, crop=224)
@@ -19,19 +19,18 @@ TRANSFORM = Transform(resize=256, crop=224)
 
 @dataclass(frozen=True)
 class ConvNeXtConfig:
-    """depths and dims: blocks and channels of the four stages; dcls replaces the 7x7 depthwise convolutions."""
+    """depths and dims: blocks and channels of the stages; dcls replaces the 7x7 depthwise convolutions."""
 
     depths: tuple[int, ...]
     dims: tuple[int, ...]
     num_classes: int = 1000
     dcls: DclsConfig | None = None
     drop_path_rate: float = 0.0
-    layer_scale_init_value: float = 1e-6
+    layer_scale_init_value: float = 1e-6  # 0: none, as in the original
+    in_channels: int = 3
     transform: Transform = TRANSFORM
 
 
-# The original truncates at +-2, a hundred standard deviations out.
-_normal = jax.nn.initializers.normal(0.02)
 _zeros = jax.nn.initializers.zeros
 
 
@@ -41,7 +40,7 @@ def _norm(dim: int, rngs: nnx.Rngs) -> nnx.LayerNorm:
 
 def _conv(in_dim: int, out_dim: int, size: int, rngs: nnx.Rngs) -> Conv:
     """Patches of size x size pixels, side by side."""
-    return Conv(in_dim, out_dim, (size, size), stride=size, kernel_init=_normal, bias_init=_zeros, rngs=rngs)
+    return Conv(in_dim, out_dim, (size, size), stride=size, kernel_init=small_normal, bias_init=_zeros, rngs=rngs)
 
 
 class Block(nnx.Module):
@@ -50,15 +49,17 @@ class Block(nnx.Module):
     def __init__(self, dim: int, dcls: DclsConfig | None, drop_path: float, layer_scale: float, *, rngs: nnx.Rngs):
         self.dwconv = depthwise(dim, dcls, bias=True, rngs=rngs)
         self.norm = _norm(dim, rngs)
-        self.pwconv1 = nnx.Linear(dim, 4 * dim, kernel_init=_normal, rngs=rngs)
-        self.pwconv2 = nnx.Linear(4 * dim, dim, kernel_init=_normal, rngs=rngs)
-        self.gamma = nnx.Param(layer_scale * jnp.ones(dim))
+        self.pwconv1 = nnx.Linear(dim, 4 * dim, kernel_init=small_normal, rngs=rngs)
+        self.pwconv2 = nnx.Linear(4 * dim, dim, kernel_init=small_normal, rngs=rngs)
+        self.gamma = nnx.Param(jnp.full(dim, layer_scale, jnp.float32)) if layer_scale > 0 else None
         self.drop_path = stochastic_depth(drop_path, rngs)
 
     def __call__(self, x: Array, positions: Positions | None) -> Array:
         y = self.norm(self.dwconv(x, positions))
-        y = gelu(self.pwconv1(y))
-        return x + self.drop_path(self.gamma[...] * self.pwconv2(y))
+        y = self.pwconv2(gelu(self.pwconv1(y)))
+        if self.gamma is not None:
+            y = y * along_channels(self.gamma[...], y)
+        return x + self.drop_path(y)
 
 
 class Downsample(nnx.Module):
@@ -71,28 +72,18 @@ class Downsample(nnx.Module):
 
 
 class Stem(nnx.Module):
-    def __init__(self, dim: int, *, rngs: nnx.Rngs):
-        self.conv = _conv(3, dim, 4, rngs)
+    def __init__(self, in_channels: int, dim: int, *, rngs: nnx.Rngs):
+        self.conv = _conv(in_channels, dim, 4, rngs)
         self.norm = _norm(dim, rngs)
 
     def __call__(self, images: Array) -> Array:
         return self.norm(self.conv(images))
 
 
-class Stage(nnx.Module):
-    """Blocks of equal width; with DCLS, all of them place their kernel elements at the stage's `positions`."""
-
-    def __init__(
-        self,
-        downsample: Downsample | None,
-        dim: int,
-        dcls: DclsConfig | None,
-        drop_paths: list[float],
-        layer_scale: float,
-        *,
-        rngs: nnx.Rngs,
-    ):
-        self.downsample = downsample
+class ConvNeXtStage(Stage):
+    def __init__(self, config: ConvNeXtConfig, i: int, drop_paths: list[float], *, rngs: nnx.Rngs):
+        dim, dcls, layer_scale = config.dims[i], config.dcls, config.layer_scale_init_value
+        self.downsample = Downsample(config.dims[i - 1], dim, rngs=rngs) if i else None
         self.positions = shared_positions(dcls, dim, 1, rngs)
         self.blocks = nnx.List(Block(dim, dcls, drop_path, layer_scale, rngs=rngs) for drop_path in drop_paths)
 
@@ -119,33 +110,15 @@ class ConvNeXt(Backbone):
     def __init__(self, config: ConvNeXtConfig, *, rngs: nnx.Rngs):
         self.config = config
         self.transform = config.transform
-        dims = config.dims
-        self.stem = Stem(dims[0], rngs=rngs)
-        self.stages = nnx.List(
-            Stage(
-                Downsample(dims[i - 1], dims[i], rngs=rngs) if i else None,
-                dims[i],
-                config.dcls,
-                rates,
-                config.layer_scale_init_value,
-                rngs=rngs,
-            )
-            for i, rates in enumerate(drop_path_rates(config.drop_path_rate, config.depths))
-        )
-        self.norm = _norm(dims[-1], rngs)
-        self.fc = nnx.Linear(dims[-1], config.num_classes, kernel_init=_normal, rngs=rngs)
+        width = config.dims[-1]
+        rates = drop_path_rates(config.drop_path_rate, config.depths)
+        self.stem = Stem(config.in_channels, config.dims[0], rngs=rngs)
+        self.stages = nnx.List(ConvNeXtStage(config, i, rates[i], rngs=rngs) for i in range(len(config.depths)))
+        self.norm = _norm(width, rngs)
+        self.fc = classifier(width, config.num_classes, rngs, small_normal)
 
-    def layers(self) -> list[Layer]:
-        layers: list[Layer] = [("stem", self.stem)]
-        for i, stage in enumerate(self.stages):
-            if stage.downsample is not None:
-                layers.append((f"stages.{i}.downsample", stage.downsample))
-            for j, block in enumerate(stage.blocks):
-                layers.append((f"stages.{i}.blocks.{j}", partial(block, positions=stage.positions)))
-        return layers
-
-    def classify(self, features: Array) -> Array:
-        return self.fc(self.norm(features.mean((1, 2))))
+    def pool(self, features: Array) -> Array:
+        return self.norm(features.mean((1, 2)))
 
 
 VARIANTS = {

@@ -4,16 +4,16 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from dcls_jax.arrays import along_channels
 from dcls_jax.layers import Conv, Dcls2d, DclsConfig, Positions
 from dcls_jax.models.activations import gelu
 from dcls_jax.models.attention import self_attention
-from dcls_jax.models.backbone import Backbone, Layer, drop_path_rates, stochastic_depth
-from dcls_jax.models.depthwise import depthwise, shared_positions
+from dcls_jax.models.backbone import Backbone, Layer, Stage, classifier, drop_path_rates, small_normal, stochastic_depth
+from dcls_jax.models.dcls import depthwise, shared_positions
 from dcls_jax.models.norms import BatchNorm
 from dcls_jax.models.preprocess import Transform
 from dcls_jax.models.reparameterise import ConvNorm, Filter, Fusible, MobileOne, MultiBranch, identity, reparameterise
@@ -41,22 +41,19 @@ class FastViTConfig:
     dcls: DclsConfig | None = None
     fused: bool = False
     drop_path_rate: float = 0.0
+    in_channels: int = 3
     layer_scale_init_value: float = 1e-5
     transform: Transform = TRANSFORM
 
 
-# timm's trunc_normal_ cuts at 2, not at two standard deviations.
-_normal = jax.nn.initializers.normal(0.02)
-
-
 def _linear(in_dim: int, out_dim: int, rngs: nnx.Rngs, *, bias: bool = True) -> nnx.Linear:
-    return nnx.Linear(in_dim, out_dim, use_bias=bias, kernel_init=_normal, rngs=rngs)
+    return nnx.Linear(in_dim, out_dim, use_bias=bias, kernel_init=small_normal, rngs=rngs)
 
 
-def stem(dim: int, rngs: nnx.Rngs) -> nnx.Sequential:
-    """(B, H, W, 3) -> (B, H / 4, W / 4, dim)."""
+def stem(in_channels: int, dim: int, rngs: nnx.Rngs) -> nnx.Sequential:
+    """(B, H, W, in_channels) -> (B, H / 4, W / 4, dim)."""
     return nnx.Sequential(
-        MobileOne(3, dim, (3, 1), stride=2, rngs=rngs),
+        MobileOne(in_channels, dim, (3, 1), stride=2, rngs=rngs),
         MobileOne(dim, dim, (3, 1), stride=2, groups=dim, rngs=rngs),
         MobileOne(dim, dim, (1,), rngs=rngs),
     )
@@ -79,10 +76,10 @@ class RepMixer(Fusible):
         self.groups = dim
         self.mixer = MultiBranch(dim, dim, (3, 1), groups=dim, rngs=rngs)
         self.norm = BatchNorm(dim, rngs=rngs)
-        self.layer_scale = nnx.Param(layer_scale * jnp.ones(dim))
+        self.layer_scale = nnx.Param(jnp.full(dim, layer_scale, jnp.float32))
 
     def __call__(self, x: Array) -> Array:
-        return x + self.layer_scale[...] * (self.mixer(x) - self.norm(x))
+        return x + along_channels(self.layer_scale[...], x) * (self.mixer(x) - self.norm(x))
 
     def filter(self) -> Filter:
         x = identity(self.groups, self.groups)
@@ -99,7 +96,7 @@ class PositionalEncoding(Fusible):
         if dcls is None:
             self.conv = Conv(dim, dim, (7, 7), padding=3, groups=dim, rngs=rngs)
         else:
-            self.conv = depthwise(dim, dcls, bias=True, kernel_init=_normal, rngs=rngs)
+            self.conv = depthwise(dim, dcls, bias=True, kernel_init=small_normal, rngs=rngs)
 
     def __call__(self, x: Array, positions: Positions | None) -> Array:
         return x + self.conv(x, positions)
@@ -125,7 +122,7 @@ class ConvFFN(nnx.Module):
     """Large depthwise convolution, then an inverted bottleneck on each pixel."""
 
     def __init__(self, dim: int, mlp_ratio: float, dcls: DclsConfig | None, *, rngs: nnx.Rngs):
-        self.conv = ConvNorm(depthwise(dim, dcls, bias=False, kernel_init=_normal, rngs=rngs), dim, rngs=rngs)
+        self.conv = ConvNorm(depthwise(dim, dcls, bias=False, kernel_init=small_normal, rngs=rngs), dim, rngs=rngs)
         self.fc1 = _linear(dim, int(dim * mlp_ratio), rngs)
         self.fc2 = _linear(int(dim * mlp_ratio), dim, rngs)
 
@@ -139,12 +136,12 @@ class RepMixerBlock(nnx.Module):
     ):
         self.token_mixer = RepMixer(dim, scale, rngs=rngs)
         self.convffn = ConvFFN(dim, mlp_ratio, dcls, rngs=rngs)
-        self.layer_scale = nnx.Param(scale * jnp.ones(dim))
+        self.layer_scale = nnx.Param(jnp.full(dim, scale, jnp.float32))
         self.drop_path = stochastic_depth(drop_path, rngs)
 
     def __call__(self, x: Array, positions: Positions | None) -> Array:
         x = self.token_mixer(x)
-        return x + self.drop_path(self.layer_scale[...] * self.convffn(x, positions))
+        return x + self.drop_path(along_channels(self.layer_scale[...], x) * self.convffn(x, positions))
 
 
 class AttentionBlock(nnx.Module):
@@ -154,35 +151,32 @@ class AttentionBlock(nnx.Module):
         self.norm = BatchNorm(dim, rngs=rngs)
         self.token_mixer = Attention(dim, rngs=rngs)
         self.convffn = ConvFFN(dim, mlp_ratio, dcls, rngs=rngs)
-        self.layer_scale_1 = nnx.Param(scale * jnp.ones(dim))
-        self.layer_scale_2 = nnx.Param(scale * jnp.ones(dim))
+        self.layer_scale_1 = nnx.Param(jnp.full(dim, scale, jnp.float32))
+        self.layer_scale_2 = nnx.Param(jnp.full(dim, scale, jnp.float32))
         self.drop_path = stochastic_depth(drop_path, rngs)
 
     def __call__(self, x: Array, positions: Positions | None) -> Array:
-        x = x + self.drop_path(self.layer_scale_1[...] * self.token_mixer(self.norm(x)))
-        return x + self.drop_path(self.layer_scale_2[...] * self.convffn(x, positions))
+        x = x + self.drop_path(along_channels(self.layer_scale_1[...], x) * self.token_mixer(self.norm(x)))
+        return x + self.drop_path(along_channels(self.layer_scale_2[...], x) * self.convffn(x, positions))
 
 
-class Stage(nnx.Module):
-    """Blocks of equal width; with DCLS, all of them and the encoding place their kernel elements at `positions`."""
+class FastViTStage(Stage):
+    """In the last stage blocks attend, and pixels learn where they are; with DCLS, that too is by the `positions`."""
 
-    def __init__(
-        self,
-        in_dim: int | None,
-        dim: int,
-        mlp_ratio: float,
-        dcls: DclsConfig | None,
-        drop_paths: list[float],
-        layer_scale: float,
-        *,
-        attention: bool,
-        rngs: nnx.Rngs,
-    ):
-        self.downsample = None if in_dim is None else downsample(in_dim, dim, rngs)
+    def __init__(self, config: FastViTConfig, i: int, drop_paths: list[float], *, rngs: nnx.Rngs):
+        dim, dcls, attends = config.dims[i], config.dcls, i == len(config.depths) - 1
+        self.downsample = downsample(config.dims[i - 1], dim, rngs) if i else None
         self.positions = shared_positions(dcls, dim, 1, rngs)
-        self.pos_emb = PositionalEncoding(dim, dcls, rngs=rngs) if attention else None
-        block: type[RepMixerBlock | AttentionBlock] = AttentionBlock if attention else RepMixerBlock
-        self.blocks = nnx.List(block(dim, mlp_ratio, dcls, rate, layer_scale, rngs=rngs) for rate in drop_paths)
+        self.pos_emb = PositionalEncoding(dim, dcls, rngs=rngs) if attends else None
+        block: type[RepMixerBlock | AttentionBlock] = AttentionBlock if attends else RepMixerBlock
+        ratio, scale = config.mlp_ratios[i], config.layer_scale_init_value
+        self.blocks = nnx.List(block(dim, ratio, dcls, rate, scale, rngs=rngs) for rate in drop_paths)
+
+    def _layers(self) -> list[Layer]:
+        layers = super()._layers()
+        if self.pos_emb is not None:
+            layers.insert(len(layers) - len(self.blocks), ("pos_emb", partial(self.pos_emb, positions=self.positions)))
+        return layers
 
 
 class FastViT(Backbone):
@@ -223,44 +217,22 @@ class FastViT(Backbone):
     def __init__(self, config: FastViTConfig, *, rngs: nnx.Rngs):
         self.config = config
         self.transform = config.transform
-        depths, dims = config.depths, config.dims
+        dims, width = config.dims, 2 * config.dims[-1]
+        rates = drop_path_rates(config.drop_path_rate, config.depths)
 
         def built(part: M) -> M:
             return reparameterise(part) if config.fused else part
 
-        self.stem = built(stem(dims[0], rngs))
-        self.stages = nnx.List(
-            built(
-                Stage(
-                    dims[i - 1] if i else None,
-                    dims[i],
-                    config.mlp_ratios[i],
-                    config.dcls,
-                    rates,
-                    config.layer_scale_init_value,
-                    attention=i == len(depths) - 1,
-                    rngs=rngs,
-                )
-            )
-            for i, rates in enumerate(drop_path_rates(config.drop_path_rate, depths))
-        )
-        width = 2 * dims[-1]
+        self.stem = built(stem(config.in_channels, dims[0], rngs))
+        self.stages = nnx.List(built(FastViTStage(config, i, rates[i], rngs=rngs)) for i in range(len(dims)))
         self.conv_exp = built(MobileOne(dims[-1], width, (3, 1), groups=dims[-1], squeeze_excite=True, rngs=rngs))
-        self.fc = _linear(width, config.num_classes, rngs)
+        self.fc = classifier(width, config.num_classes, rngs, small_normal)
 
-    def layers(self) -> list[Layer]:
-        layers: list[Layer] = [("stem", self.stem)]
-        for i, stage in enumerate(self.stages):
-            if stage.downsample is not None:
-                layers.append((f"stages.{i}.downsample", stage.downsample))
-            if stage.pos_emb is not None:
-                layers.append((f"stages.{i}.pos_emb", partial(stage.pos_emb, positions=stage.positions)))
-            for j, block in enumerate(stage.blocks):
-                layers.append((f"stages.{i}.blocks.{j}", partial(block, positions=stage.positions)))
-        return [*layers, ("conv_exp", self.conv_exp)]
+    def _layers(self) -> list[Layer]:
+        return [*super()._layers(), ("conv_exp", self.conv_exp)]
 
-    def classify(self, features: Array) -> Array:
-        return self.fc(features.mean((1, 2)))
+    def pool(self, features: Array) -> Array:
+        return features.mean((1, 2))
 
 
 VARIANTS = {

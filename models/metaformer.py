@@ -1,7 +1,6 @@
 """CAFormer and ConvFormer (arXiv 2210.13452, sail-sg/metaformer), and with DCLS in their separable convolutions."""
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal, get_args
 
 import jax
@@ -9,10 +8,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from dcls_jax.arrays import along_channels
 from dcls_jax.layers import Conv, DclsConfig, Positions
 from dcls_jax.models.attention import self_attention
-from dcls_jax.models.backbone import Backbone, Layer, drop_path_rates, stochastic_depth
-from dcls_jax.models.depthwise import depthwise, shared_positions
+from dcls_jax.models.backbone import Backbone, Stage, drop_path_rates, small_normal, stochastic_depth
+from dcls_jax.models.dcls import depthwise, shared_positions
 from dcls_jax.models.preprocess import Transform
 
 TRANSFORM = Transform(resize=224, crop=224)
@@ -30,6 +30,7 @@ class MetaFormerConfig:
     num_classes: int = 1000
     dcls: DclsConfig | None = None
     drop_path_rate: float = 0.0
+    in_channels: int = 3
     transform: Transform = TRANSFORM
 
     def __post_init__(self) -> None:
@@ -39,21 +40,25 @@ class MetaFormerConfig:
             raise ValueError(f"token_mixers (={self.token_mixers}) {message}")
 
 
-_normal = jax.nn.initializers.normal(0.02)  # the original truncates too, a hundred deviations out
-
-
 def _norm(dim: int, rngs: nnx.Rngs, *, bias: bool = False, epsilon: float = 1e-6) -> nnx.LayerNorm:
     return nnx.LayerNorm(dim, epsilon=epsilon, use_bias=bias, use_fast_variance=False, rngs=rngs)
 
 
 def _linear(in_dim: int, out_dim: int, rngs: nnx.Rngs, *, bias: bool = False) -> nnx.Linear:
-    return nnx.Linear(in_dim, out_dim, use_bias=bias, kernel_init=_normal, rngs=rngs)
+    return nnx.Linear(in_dim, out_dim, use_bias=bias, kernel_init=small_normal, rngs=rngs)
 
 
 def _conv(in_dim: int, out_dim: int, size: int, stride: int, padding: int, rngs: nnx.Rngs) -> Conv:
     zeros = jax.nn.initializers.zeros
     return Conv(
-        in_dim, out_dim, (size, size), stride=stride, padding=padding, kernel_init=_normal, bias_init=zeros, rngs=rngs
+        in_dim,
+        out_dim,
+        (size, size),
+        stride=stride,
+        padding=padding,
+        kernel_init=small_normal,
+        bias_init=zeros,
+        rngs=rngs,
     )
 
 
@@ -61,21 +66,21 @@ class StarReLU(nnx.Module):
     """s * relu(x)**2 + b, with learned numbers s and b."""
 
     def __init__(self) -> None:
-        self.scale = nnx.Param(jnp.ones(1))
-        self.bias = nnx.Param(jnp.zeros(1))
+        self.scale = nnx.Param(jnp.ones(1, jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(1, jnp.float32))
 
     def __call__(self, x: Array) -> Array:
-        return self.scale[...] * jnp.square(jax.nn.relu(x)) + self.bias[...]
+        return along_channels(self.scale[...], x) * jnp.square(jax.nn.relu(x)) + along_channels(self.bias[...], x)
 
 
 class Scale(nnx.Module):
     """A learned factor for each channel."""
 
     def __init__(self, dim: int):
-        self.scale = nnx.Param(jnp.ones(dim))
+        self.scale = nnx.Param(jnp.ones(dim, jnp.float32))
 
     def __call__(self, x: Array) -> Array:
-        return self.scale[...] * x
+        return along_channels(self.scale[...], x) * x
 
 
 class SepConv(nnx.Module):
@@ -84,7 +89,7 @@ class SepConv(nnx.Module):
     def __init__(self, dim: int, dcls: DclsConfig | None, *, rngs: nnx.Rngs):
         self.pwconv1 = _linear(dim, 2 * dim, rngs)
         self.act1 = StarReLU()
-        self.dwconv = depthwise(2 * dim, dcls, bias=False, kernel_init=_normal, rngs=rngs)
+        self.dwconv = depthwise(2 * dim, dcls, bias=False, kernel_init=small_normal, rngs=rngs)
         self.pwconv2 = _linear(2 * dim, dim, rngs)
 
     def __call__(self, x: Array, positions: Positions | None) -> Array:
@@ -134,20 +139,22 @@ class Block(nnx.Module):
     ):
         self.norm1 = _norm(dim, rngs)
         self.token_mixer = Attention(dim, rngs=rngs) if mixer == "attention" else SepConv(dim, dcls, rngs=rngs)
-        self.res_scale1 = Scale(dim) if res_scale else nnx.identity
+        self.res_scale1 = Scale(dim) if res_scale else None
         self.norm2 = _norm(dim, rngs)
         self.mlp = Mlp(dim, rngs=rngs)
-        self.res_scale2 = Scale(dim) if res_scale else nnx.identity
+        self.res_scale2 = Scale(dim) if res_scale else None
         self.drop_path = stochastic_depth(drop_path, rngs)
 
     def __call__(self, x: Array, positions: Positions | None) -> Array:
-        x = self.res_scale1(x) + self.drop_path(self.token_mixer(self.norm1(x), positions))
-        return self.res_scale2(x) + self.drop_path(self.mlp(self.norm2(x)))
+        y = self.drop_path(self.token_mixer(self.norm1(x), positions))
+        x = y + (x if self.res_scale1 is None else self.res_scale1(x))
+        y = self.drop_path(self.mlp(self.norm2(x)))
+        return y + (x if self.res_scale2 is None else self.res_scale2(x))
 
 
 class Stem(nnx.Module):
-    def __init__(self, dim: int, *, rngs: nnx.Rngs):
-        self.conv = _conv(3, dim, 7, 4, 2, rngs)
+    def __init__(self, in_channels: int, dim: int, *, rngs: nnx.Rngs):
+        self.conv = _conv(in_channels, dim, 7, 4, 2, rngs)
         self.norm = _norm(dim, rngs)
 
     def __call__(self, images: Array) -> Array:
@@ -163,23 +170,14 @@ class Downsample(nnx.Module):
         return self.conv(self.norm(x))
 
 
-class Stage(nnx.Module):
-    """Blocks of equal width; with DCLS, separable convolutions place their elements at the stage's `positions`."""
+class MetaFormerStage(Stage):
+    """With DCLS, separable convolutions place their elements at the stage's `positions`."""
 
-    def __init__(
-        self,
-        downsample: Downsample | None,
-        dim: int,
-        mixer: Mixer,
-        dcls: DclsConfig | None,
-        drop_paths: list[float],
-        res_scale: bool,
-        *,
-        rngs: nnx.Rngs,
-    ):
-        self.downsample = downsample
+    def __init__(self, config: MetaFormerConfig, i: int, drop_paths: list[float], *, rngs: nnx.Rngs):
+        dim, mixer, dcls = config.dims[i], config.token_mixers[i], config.dcls
+        self.downsample = Downsample(config.dims[i - 1], dim, rngs=rngs) if i else None
         self.positions = None if mixer == "attention" else shared_positions(dcls, 2 * dim, 1, rngs)
-        self.blocks = nnx.List(Block(dim, mixer, dcls, rate, res_scale, rngs=rngs) for rate in drop_paths)
+        self.blocks = nnx.List(Block(dim, mixer, dcls, rate, i >= 2, rngs=rngs) for rate in drop_paths)
 
 
 class MetaFormer(Backbone):
@@ -200,34 +198,15 @@ class MetaFormer(Backbone):
     def __init__(self, config: MetaFormerConfig, *, rngs: nnx.Rngs):
         self.config = config
         self.transform = config.transform
-        dims = config.dims
-        self.stem = Stem(dims[0], rngs=rngs)
-        self.stages = nnx.List(
-            Stage(
-                Downsample(dims[i - 1], dims[i], rngs=rngs) if i else None,
-                dims[i],
-                config.token_mixers[i],
-                config.dcls,
-                rates,
-                i >= 2,
-                rngs=rngs,
-            )
-            for i, rates in enumerate(drop_path_rates(config.drop_path_rate, config.depths))
-        )
-        self.norm = _norm(dims[-1], rngs, bias=True)
-        self.fc = MlpHead(dims[-1], config.num_classes, rngs=rngs)
+        width = config.dims[-1]
+        rates = drop_path_rates(config.drop_path_rate, config.depths)
+        self.stem = Stem(config.in_channels, config.dims[0], rngs=rngs)
+        self.stages = nnx.List(MetaFormerStage(config, i, rates[i], rngs=rngs) for i in range(len(config.depths)))
+        self.norm = _norm(width, rngs, bias=True)
+        self.fc = MlpHead(width, config.num_classes, rngs=rngs) if config.num_classes else None
 
-    def layers(self) -> list[Layer]:
-        layers: list[Layer] = [("stem", self.stem)]
-        for i, stage in enumerate(self.stages):
-            if stage.downsample is not None:
-                layers.append((f"stages.{i}.downsample", stage.downsample))
-            for j, block in enumerate(stage.blocks):
-                layers.append((f"stages.{i}.blocks.{j}", partial(block, positions=stage.positions)))
-        return layers
-
-    def classify(self, features: Array) -> Array:
-        return self.fc(self.norm(features.mean((1, 2))))
+    def pool(self, features: Array) -> Array:
+        return self.norm(features.mean((1, 2)))
 
 
 VARIANTS = {

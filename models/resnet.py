@@ -1,18 +1,15 @@
 """ResNet with bottleneck blocks (arXiv 1512.03385), as timm builds it, and with DCLS in its 3x3 convolutions."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import jax
 from flax import nnx
 from jax import Array
-from jax.nn.initializers import normal, variance_scaling
+from jax.nn.initializers import variance_scaling
 
-from dcls_jax.layers import Conv, Dcls2d, DclsConfig, Positions
-from dcls_jax.models.backbone import Backbone, Layer, drop_path_rates, stochastic_depth
-from dcls_jax.models.depthwise import shared_positions
+from dcls_jax.layers import Conv, Dcls2d, DclsConfig, Positions, torch_uniform
+from dcls_jax.models.backbone import Backbone, Stage, classifier, drop_path_rates, small_normal, stochastic_depth
+from dcls_jax.models.dcls import shared_positions
 from dcls_jax.models.norms import BatchNorm
 from dcls_jax.models.preprocess import Transform
 
@@ -30,6 +27,7 @@ class ResNetConfig:
     num_classes: int = 1000
     dcls: DclsConfig | None = None
     drop_path_rate: float = 0.0
+    in_channels: int = 3
     transform: Transform = TRANSFORM
 
 
@@ -55,18 +53,9 @@ def _spatial_conv(planes: int, stride: int, dcls: DclsConfig | None, rngs: nnx.R
         bias=False,
         version=dcls.version,
         shared_positions=True,
-        weight_init=normal(0.02),
+        weight_init=small_normal,
         rngs=rngs,
     )
-
-
-def _classifier(in_dim: int, num_classes: int, rngs: nnx.Rngs) -> nnx.Linear:
-    """Linear layer, weight and bias uniform within 1 / sqrt(in_dim): PyTorch's default."""
-
-    def uniform(key: Array, shape: Sequence[int], dtype: Any) -> Array:
-        return jax.random.uniform(key, shape, dtype, -(in_dim**-0.5), in_dim**-0.5)
-
-    return nnx.Linear(in_dim, num_classes, kernel_init=uniform, bias_init=uniform, rngs=rngs)
 
 
 class Downsample(nnx.Module):
@@ -106,8 +95,8 @@ class Bottleneck(nnx.Module):
 
 
 class Stem(nnx.Module):
-    def __init__(self, *, rngs: nnx.Rngs):
-        self.conv = _conv(3, STEM_DIM, 7, 2, rngs)
+    def __init__(self, in_channels: int, *, rngs: nnx.Rngs):
+        self.conv = _conv(in_channels, STEM_DIM, 7, 2, rngs)
         self.norm = BatchNorm(STEM_DIM, rngs=rngs)
 
     def __call__(self, images: Array) -> Array:
@@ -115,23 +104,15 @@ class Stem(nnx.Module):
         return nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
 
 
-class Stage(nnx.Module):
-    """Blocks of equal width; with DCLS, all of them place their kernel elements at the stage's `positions`."""
-
-    def __init__(
-        self,
-        in_dim: int,
-        planes: int,
-        stride: int,
-        dcls: DclsConfig | None,
-        drop_paths: list[float],
-        *,
-        rngs: nnx.Rngs,
-    ):
+class ResNetStage(Stage):
+    def __init__(self, config: ResNetConfig, i: int, drop_paths: list[float], *, rngs: nnx.Rngs):
+        planes, dcls = config.dims[i], config.dcls
+        in_dim = EXPANSION * config.dims[i - 1] if i else STEM_DIM
+        self.downsample = None  # the first block has the stride
         self.positions = shared_positions(dcls, planes, planes, rngs)
         self.blocks = nnx.List(
-            Bottleneck(EXPANSION * planes if j else in_dim, planes, 1 if j else stride, dcls, drop_path, rngs=rngs)
-            for j, drop_path in enumerate(drop_paths)
+            Bottleneck(EXPANSION * planes if j else in_dim, planes, 2 if i and not j else 1, dcls, rate, rngs=rngs)
+            for j, rate in enumerate(drop_paths)
         )
 
 
@@ -150,31 +131,14 @@ class ResNet(Backbone):
     def __init__(self, config: ResNetConfig, *, rngs: nnx.Rngs):
         self.config = config
         self.transform = config.transform
-        dims = config.dims
-        widths = (STEM_DIM, *(EXPANSION * planes for planes in dims))
-        self.stem = Stem(rngs=rngs)
-        self.stages = nnx.List(
-            Stage(
-                widths[i],
-                dims[i],
-                2 if i else 1,
-                config.dcls,
-                rates,
-                rngs=rngs,
-            )
-            for i, rates in enumerate(drop_path_rates(config.drop_path_rate, config.depths))
-        )
-        self.fc = _classifier(widths[-1], config.num_classes, rngs)
+        width = EXPANSION * config.dims[-1]
+        rates = drop_path_rates(config.drop_path_rate, config.depths)
+        self.stem = Stem(config.in_channels, rngs=rngs)
+        self.stages = nnx.List(ResNetStage(config, i, rates[i], rngs=rngs) for i in range(len(config.depths)))
+        self.fc = classifier(width, config.num_classes, rngs, torch_uniform(width), torch_uniform(width))
 
-    def layers(self) -> list[Layer]:
-        layers: list[Layer] = [("stem", self.stem)]
-        for i, stage in enumerate(self.stages):
-            for j, block in enumerate(stage.blocks):
-                layers.append((f"stages.{i}.blocks.{j}", partial(block, positions=stage.positions)))
-        return layers
-
-    def classify(self, features: Array) -> Array:
-        return self.fc(features.mean((1, 2)))
+    def pool(self, features: Array) -> Array:
+        return features.mean((1, 2))
 
 
 VARIANTS = {"resnet50": ResNetConfig((3, 4, 6, 3), (64, 128, 256, 512))}

@@ -21,6 +21,7 @@ from jax._src import compiler
 
 # Parity is a matter of the formula, not of the hardware's short cuts.
 jax.config.update("jax_default_matmul_precision", "highest")
+jax.config.update("jax_num_cpu_devices", 8)  # of this process; what shards is tested on them
 
 DATA = Path(__file__).parent / "data"
 
@@ -79,6 +80,13 @@ def assert_close() -> Callable[..., None]:
         assert difference <= relative * largest, f"differs by {difference:.2e}, and the largest value is {largest:.2e}"
 
     return check
+
+
+@pytest.fixture
+def strict():
+    """Nothing broadcasts to a higher rank, and no dtype is promoted, but where it is said."""
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+        yield
 
 
 # Random numbers come from NumPy: jax.random compiles a program for each shape, which takes a second.

@@ -75,9 +75,10 @@ def _level() -> np.int64:
     return np.int64(_LEVELS[setting])
 
 
-def supports(x: Array, strides: tuple[int, int]) -> bool:
-    """Whether the library convolves images of this dtype (float32, bfloat16) at these strides (1, 2)."""
-    return x.dtype in (jnp.float32, jnp.bfloat16) and strides in ((1, 1), (2, 2)) and available()
+def supports(platform: str, x: Array, strides: tuple[int, int]) -> bool:
+    """Whether the library, for CPUs alone, convolves this dtype (float32, bfloat16) at these strides (1, 2)."""
+    known = platform == "cpu" and x.dtype in (jnp.float32, jnp.bfloat16) and strides in ((1, 1), (2, 2))
+    return known and available()
 
 
 def depthwise(

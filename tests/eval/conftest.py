@@ -30,12 +30,12 @@ def whole(shards: Path) -> clickme.Result:
 
 @pytest.fixture
 def run_tiny() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run tiny.py as a program of its own."""
+    """Run tiny.py as a program of its own, on as many devices as there are here, or so many."""
 
     def run(
-        records: Path, out: Path | str = "", kill_after: str = "", flags: str = ""
+        records: Path, out: Path | str = "", kill_after: str = "", devices: int = 8
     ) -> subprocess.CompletedProcess[str]:
-        environment = os.environ | {"JAX_DEFAULT_MATMUL_PRECISION": "highest", "XLA_FLAGS": flags}
+        environment = os.environ | {"JAX_DEFAULT_MATMUL_PRECISION": "highest", "JAX_NUM_CPU_DEVICES": str(devices)}
         command = [sys.executable, tiny.__file__, str(records), str(out), kill_after]
         return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
 

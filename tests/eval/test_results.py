@@ -59,8 +59,8 @@ def test_a_part_of_another_length_is_named(tmp_path: Path) -> None:
 
 def test_evaluate_refuses_what_differs(shards: Path, tmp_path: Path) -> None:
     tiny.evaluate(shards, out=tmp_path)
-    with pytest.raises(ResultsError, match=r"arguments\.batch_size: 8 there, 4 now"):
-        tiny.evaluate(shards, out=tmp_path, batch_size=4)
+    with pytest.raises(ResultsError, match=r"arguments\.batch_size: 8 there, 16 now"):
+        tiny.evaluate(shards, out=tmp_path, batch_size=16)
     with pytest.raises(ResultsError, match=r"data\.1\.file: 'val-10\.tfrecords' there, None now"):
         tiny.evaluate([shards / "val-2.tfrecords"], out=tmp_path)
     with pytest.raises(ResultsError, match="weights: ") as error:

@@ -62,7 +62,7 @@ def layers_once(model, results, layers):
 @partial(jax.jit, static_argnames="enlarged")
 def everything(model, images, one_hot, enlarged):
     activations, gradients = activations_and_gradients(model, images, one_hot)
-    with patch.object(type(model), "layers", partialmethod(layers_once, {}, model.layers())):
+    with patch.object(type(model), "_layers", partialmethod(layers_once, {}, model._layers())):
         cuts = {name: model.head(model.features(images, upto=name), start=name) for name in model.layer_names()}
     maps = {method: study_maps(model, images, one_hot, method=method, size=None) for method in STUDY}
     labels = one_hot.argmax(1)

@@ -5,8 +5,8 @@ from flax import nnx
 from jax.nn.initializers import Initializer
 
 from dcls_jax.layers import Conv, Dcls2d, DclsConfig, Positions
+from dcls_jax.models.backbone import small_normal
 
-_normal = jax.nn.initializers.normal(0.02)
 _zeros = jax.nn.initializers.zeros
 
 
@@ -15,7 +15,7 @@ def depthwise(
     dcls: DclsConfig | None,
     *,
     bias: bool,
-    kernel_init: Initializer = _normal,
+    kernel_init: Initializer = small_normal,
     rngs: nnx.Rngs,
 ) -> Conv | Dcls2d:
     """7x7 depthwise convolution of `dim` channels, or a DCLS in its place, to be handed its positions at each call."""

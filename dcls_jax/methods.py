@@ -1,0 +1,102 @@
+"""The ways of convolving depthwise, one row each, and which of them a platform takes."""
+
+import json
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+from jax import Array
+
+from dcls_jax import native
+from dcls_jax.lowerings import Pads, Strides, dft, direct, fft, shifts
+
+Method = Literal["auto", "direct", "fft", "dft", "shifts", "native"]
+Convolution = Callable[[Array, Array, Pads, Strides], Array]  # x, kernel
+KernelGradient = Callable[[Array, Array, Pads, Strides, tuple[int, int]], Array]  # x, gradient to the output; size
+
+
+@dataclass(frozen=True)
+class Lowering:
+    """A way to convolve, and to take the gradient to the kernel; the gradient to the image is a convolution too."""
+
+    convolve: Convolution
+    kernel_gradient: KernelGradient
+    supports: Callable[[str, Any, Strides], bool] = lambda platform, x, strides: True
+    portable: bool = True  # whether the program runs on a machine without this library
+
+
+def transpose_of(convolve: Convolution) -> KernelGradient:
+    """The gradient to the kernel that JAX derives."""
+
+    def kernel_gradient(x: Array, y: Array, pads: Pads, strides: Strides, size: tuple[int, int]) -> Array:
+        kernel = jax.ShapeDtypeStruct((*size, x.shape[-1]), x.dtype)
+        return jax.linear_transpose(lambda kernel: convolve(x, kernel, pads, strides), kernel)(y)[0]
+
+    return kernel_gradient
+
+
+def _native_kernel_gradient(x: Array, y: Array, pads: Pads, strides: Strides, size: tuple[int, int]) -> Array:
+    """There is a native kernel for it at stride 1."""
+    if strides == (1, 1):
+        return native.kernel_gradient(x, y, pads, size)
+    return transpose_of(dft)(x, y, pads, strides, size)
+
+
+LOWERINGS: dict[str, Lowering] = {
+    "direct": Lowering(direct, transpose_of(direct)),
+    "fft": Lowering(fft, transpose_of(fft)),
+    "dft": Lowering(dft, transpose_of(dft)),
+    "shifts": Lowering(shifts, transpose_of(dft)),  # its own transpose takes ten times as long
+    "native": Lowering(native.depthwise, _native_kernel_gradient, native.supports, portable=False),
+}
+# Their names by the time they take, on each platform that was at hand; `benchmarks/depthwise.py --table` measures it.
+FASTEST: dict[str, list[dict[str, Any]]] = json.loads(Path(__file__).with_name("fastest.json").read_text())
+
+
+def choose(method: str, platform: str, x: Array, size: tuple[int, ...], strides: Strides, *, exported: bool) -> str:
+    """The lowering for one platform. An exported program is for any machine: "auto" calls no library of this one's.
+
+    Raises ValueError where a method is asked for that the platform does not have.
+    """
+    if method == "auto":
+        return fastest(platform, x, size, strides, portable=exported)
+    if not LOWERINGS[method].supports(platform, x, strides):
+        raise ValueError(
+            f"method (={method!r}, or DCLS_JAX_DEPTHWISE) does not support {x.dtype} at strides {strides} on "
+            f"{platform}, or was not built at install"
+        )
+    return method
+
+
+def fastest(platform: str, x: Any, size: tuple[int, ...], strides: Strides, *, portable: bool = False) -> str:
+    """The lowering that "auto" means: of the nearest case in fastest.json, the first that there is; else XLA's own.
+
+    portable: only what runs on a machine without this library.
+    """
+    _say_what_is_unmeasured(platform)
+    stride = min(max(strides), 2)
+    cases = [case for case in FASTEST.get(platform, []) if (case["dtype"], case["stride"]) == (x.dtype.name, stride)]
+    if not cases:
+        return "direct"
+
+    def distance(case: dict[str, Any]) -> float:
+        pairs = (case["size"] ** 2, math.prod(x.shape[1:3])), (case["kernel"] ** 2, math.prod(size))
+        return sum(abs(math.log(a / b)) for a, b in pairs)
+
+    def there_is(method: str) -> bool:
+        lowering = LOWERINGS[method]
+        return (lowering.portable or not portable) and lowering.supports(platform, x, strides)
+
+    order: list[str] = min(cases, key=distance)["order"]
+    return next(method for method in order if there_is(method))
+
+
+@cache
+def _say_what_is_unmeasured(platform: str) -> None:
+    if platform not in FASTEST:
+        logging.getLogger(__name__).debug("depthwise convolution on %s: not measured, XLA's own is taken", platform)
