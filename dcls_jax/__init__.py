@@ -12,12 +12,14 @@ with epy.lazy_api_imports(globals()):  # JAX and Flax are imported with the firs
     from dcls_jax.depthwise import depthwise_conv
     from dcls_jax.freezing import freeze
     from dcls_jax.kernel import construct_kernel
-    from dcls_jax.layers import Conv, Dcls1d, Dcls2d, Dcls3d, DclsConfig, Positions
+    from dcls_jax.layers import Conv, Dcls1d, Dcls2d, Dcls2dK1d, Dcls3_1d, Dcls3d, DclsConfig, Positions
 
 __all__ = [
     "Conv",
     "Dcls1d",
     "Dcls2d",
+    "Dcls2dK1d",
+    "Dcls3_1d",
     "Dcls3d",
     "DclsConfig",
     "Positions",

@@ -1,14 +1,39 @@
 """Which positions each DCLS layer of a model uses, and kernels constructed once, for inference."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar, cast
 
+import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from dcls_jax.layers import Conv, Dcls, Positions
 
 M = TypeVar("M", bound=nnx.Module)
-Path = tuple[Any, ...]  # attribute names and list indices
+Path = tuple[Any, ...]  # attribute names, list indices and keys
+
+
+def modules_by_path(model: nnx.Module) -> dict[Path, nnx.Module]:
+    """Every module of a model under every path that leads to it: one that is used at two places is there twice."""
+    found: dict[Path, nnx.Module] = {}
+
+    def visit(node: Any, path: Path, around: tuple[int, ...]) -> None:
+        if id(node) in around:  # a module that knows the one that it is in
+            return
+        if isinstance(node, nnx.Module):
+            found[path] = node
+        if isinstance(node, nnx.Module | Mapping | list | tuple):
+            for name, child in _children(node):
+                visit(child, (*path, name), (*around, id(node)))
+
+    visit(model, (), ())
+    return found
+
+
+def _children(node: Any) -> list[tuple[Any, Any]]:
+    if isinstance(node, nnx.List | list | tuple):
+        return list(enumerate(node))
+    return list(node.items() if isinstance(node, Mapping) else vars(node).items())
 
 
 def dcls_layers(model: nnx.Module) -> Iterator[tuple[Path, Dcls, Path]]:
@@ -17,7 +42,7 @@ def dcls_layers(model: nnx.Module) -> Iterator[tuple[Path, Dcls, Path]]:
     A layer that shares its positions uses those of the nearest module around it that has an attribute `positions`.
     Raises ValueError for a layer that finds none.
     """
-    modules = dict(nnx.iter_modules(model))
+    modules = modules_by_path(model)
     for path, layer in modules.items():
         if not isinstance(layer, Dcls):
             continue
@@ -31,23 +56,36 @@ def dcls_layers(model: nnx.Module) -> Iterator[tuple[Path, Dcls, Path]]:
 def freeze(model: M) -> M:
     """A copy for inference with equal outputs, in which each DCLS layer is a dense convolution, constructed once.
 
-    Raises ValueError for a DCLS layer whose positions are not found (see `dcls_layers`).
+    It shares no array with the model, whose buffers a training step may donate. Layers that are one module at several
+    places stay one. Raises ValueError for a DCLS layer whose positions are not found (see `dcls_layers`).
     """
-    model = nnx.clone(model)
+    model = copied(model)
+    modules = modules_by_path(model)
     found = list(dcls_layers(model))
-    dense = {path: _dense(layer, module_at(model, owner)) for path, layer, owner in found}
-    if () in dense:  # the model is a single layer
-        return cast(M, dense[()])
-    for path, conv in dense.items():
+    dense: dict[tuple[int, int], Conv] = {}
+    for _, layer, owner in found:
+        positions = cast(Positions, modules[owner])
+        if (id(layer), id(positions)) not in dense:
+            dense[id(layer), id(positions)] = _dense(layer, positions)
+    for path, layer, owner in found:
+        conv = dense[id(layer), id(modules[owner])]
+        if path == ():  # the model is a single layer
+            return cast(M, conv)
         set_module(model, path, conv)
-    for shared in {owner for _, _, owner in found if owner[:-1] not in dense}:
+    for shared in {owner for path, _, owner in found if owner[:-1] != path}:
         set_module(model, shared, None)
     return model
 
 
-def _dense(layer: Dcls, positions: nnx.Module) -> Conv:
+def copied(model: M) -> M:
+    """The model with arrays of its own."""
+    graphdef, state = nnx.split(model)
+    return nnx.merge(graphdef, jax.tree.map(jnp.copy, state))
+
+
+def _dense(layer: Dcls, positions: Positions) -> Conv:
     return Conv.of(
-        layer.construct(cast(Positions, positions)),
+        layer.construct(positions),
         None if layer.bias is None else layer.bias[...],
         stride=layer.stride,
         padding=layer.padding,
@@ -58,17 +96,18 @@ def _dense(layer: Dcls, positions: nnx.Module) -> Conv:
     )
 
 
-def module_at(model: nnx.Module, path: Path) -> nnx.Module:
-    """The module at a path of attribute names and list indices."""
+def module_at(model: nnx.Module, path: Path) -> Any:
+    """What is at a path of attribute names, list indices and keys."""
+    node: Any = model
     for name in path:
-        model = model[name] if isinstance(name, int) else getattr(model, name)  # type: ignore[index]
-    return model
+        node = getattr(node, name) if isinstance(node, nnx.Module) and isinstance(name, str) else node[name]
+    return node
 
 
 def set_module(model: nnx.Module, path: Path, module: nnx.Module | None) -> None:
     """Put a module at a path, in place."""
     parent, name = module_at(model, path[:-1]), path[-1]
-    if isinstance(name, int):
-        parent[name] = module  # type: ignore[index]
-    else:
+    if isinstance(parent, nnx.Module) and isinstance(name, str):
         setattr(parent, name, module)
+    else:
+        parent[name] = module

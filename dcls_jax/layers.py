@@ -1,7 +1,6 @@
 """Flax NNX layers: convolution with a dense kernel, and DCLS in one, two and three dimensions."""
 
 import math
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -210,12 +209,15 @@ class Conv(_Convolution):
         return self.with_kernel(x, self.kernel[...])
 
 
+POSITIONS = ("P", "SIG")  # what `Positions` calls its parameters, as the `dcls` package does
+
+
 class Positions(nnx.Module):
     """Where the elements of a kernel lie, learnable, to be owned by one layer or shared by several.
 
     P (dims, out, in/groups, count), in cells from the centre; SIG of the same shape for versions "max" and "gauss".
-    Initialised as in the `dcls` package: N(0, 0.5) within the grid; widths 0 ("max") or 0.23 ("gauss"). Both are
-    float32 whatever the dtype of the weights: a cell of a large grid has no room in bfloat16.
+    Initialised as in the `dcls` package: N(0, 0.5) within the grid, or by `position_init`; widths 0 ("max") or 0.23
+    ("gauss"). Both are float32 whatever the dtype of the weights: bfloat16 has no room for a cell of a large grid.
     """
 
     dilated_kernel_size: tuple[int, ...]
@@ -225,16 +227,18 @@ class Positions(nnx.Module):
 
     def __init__(
         self,
-        weight_shape: tuple[int, int, int],
+        weight_shape: tuple[int, ...],
         dilated_kernel_size: tuple[int, ...],
         version: Version,
         *,
+        position_init: Initializer | None = None,
         rngs: nnx.Rngs,
     ):
         self.dilated_kernel_size = dilated_kernel_size
         self.version = version
         shape = (len(dilated_kernel_size), *weight_shape)
-        self.P = nnx.Param(self._within_grid(0.5 * jax.random.normal(rngs.params(), shape, jnp.float32)))
+        init = position_init or jax.nn.initializers.normal(0.5)
+        self.P = nnx.Param(self._within_grid(init(rngs.params(), shape, jnp.float32)))
         width = jnp.full(shape, 0.23 if version == "gauss" else 0, jnp.float32)
         self.SIG = nnx.Param(width) if has_sigma(version) else None
 
@@ -245,7 +249,7 @@ class Positions(nnx.Module):
     def _within_grid(self, p: Array) -> Array:
         """Of each row by the axis along which it moves; the `dcls` package takes the sizes in their own order."""
         sizes = [self.dilated_kernel_size[axis] for axis in grid_axes(self.version, len(self.dilated_kernel_size))]
-        limits = jnp.array([size // 2 for size in sizes], p.dtype)[:, None, None, None]
+        limits = jnp.array([size // 2 for size in sizes], p.dtype).reshape(-1, *(1,) * (p.ndim - 1))
         return jnp.clip(p, -limits, limits)
 
 
@@ -259,14 +263,17 @@ class Dcls(_Convolution):
     of learnable width.
     stride: a number, or one per dimension. padding: a number, "SAME", "VALID", or a number or (low, high) pair each.
     padding_mode: "zeros", "reflect", "replicate" or "circular". bias: whether there is one.
+    dense_kernel_size: cells along axes on which nothing moves; see `Dcls3_1d`.
     shared_positions: for a layer that is handed its positions at each call, instead of owning some.
-    weight_init, bias_init: PyTorch's uniform initialisers unless given.
+    weight_init, bias_init: PyTorch's uniform initialisers unless given; position_init: N(0, 0.5).
     dtype: in which to convolve; unless given, that to which image and parameters promote. param_dtype: of weights and
     bias; positions and the construction of kernels stay float32. precision: of products on hardware that has several.
     Raises ValueError where the arguments do not fit together. Sources: arXiv 2112.03740, 2306.00817.
     """
 
-    dims: int
+    dims: int  # of an image
+    grid_dims: int | None = None  # along which elements move, if these are not all
+    versions: tuple[Version, ...] = VERSIONS
     dilated_kernel_size: tuple[int, ...]
     version: Version
     weight: nnx.Param
@@ -285,19 +292,20 @@ class Dcls(_Convolution):
         padding_mode: str = "zeros",
         version: Version = "v1",
         *,
+        dense_kernel_size: tuple[int, ...] = (),
         shared_positions: bool = False,
         weight_init: Initializer | None = None,
         bias_init: Initializer | None = None,
+        position_init: Initializer | None = None,
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
         precision: Precision = None,
         rngs: nnx.Rngs,
     ):
-        if kernel_count < 1:
-            raise ValueError(f"kernel_count (={kernel_count}) must be at least 1")
-        if version not in VERSIONS:
-            raise ValueError(f"version (={version!r}) must be one of {', '.join(VERSIONS)}")
-        shape = (out_channels, _checked_groups(in_channels, out_channels, groups), operator.index(kernel_count))
+        if version not in self.versions:
+            raise ValueError(f"version (={version!r}) must be one of {', '.join(self.versions)}")
+        (count,) = per_axis(kernel_count, 1, "kernel_count")
+        shape = (out_channels, _checked_groups(in_channels, out_channels, groups), *dense_kernel_size, count)
         default = torch_uniform(math.prod(shape[1:]))
         super().__init__(
             in_channels,
@@ -314,10 +322,11 @@ class Dcls(_Convolution):
             precision=precision,
             rngs=rngs,
         )
-        self.dilated_kernel_size = per_axis(dilated_kernel_size, self.dims, "dilated_kernel_size")
+        self.dilated_kernel_size = per_axis(dilated_kernel_size, self.grid_dims or self.dims, "dilated_kernel_size")
         self.version = version
         self.weight = nnx.Param((weight_init or default)(rngs.params(), shape, param_dtype))
-        self.positions = None if shared_positions else Positions(shape, self.dilated_kernel_size, version, rngs=rngs)
+        grid, init = self.dilated_kernel_size, position_init
+        self.positions = None if shared_positions else Positions(shape, grid, version, position_init=init, rngs=rngs)
 
     def construct(self, positions: Positions | None = None) -> Array:
         """The dense kernel (*dilated_kernel_size, in/groups, out), from the layer's own positions or those given.
@@ -327,13 +336,20 @@ class Dcls(_Convolution):
         positions = self.positions or positions
         if positions is None:
             raise ValueError("this layer shares its positions: call it with the Positions that it shares")
+        out_channels, in_per_group, *dense, count = self.weight.shape
+
+        def flat(parameter: nnx.Param) -> Array:
+            """Each cell of dense axes has elements of its own, as if it were an input channel."""
+            return parameter[...].reshape(*parameter.shape[: -self.weight.ndim], out_channels, -1, count)
+
         kernel = construct_kernel(
-            self.weight[...],
-            positions.P[...],
-            None if positions.SIG is None else positions.SIG[...],
+            flat(self.weight),
+            flat(positions.P),
+            None if positions.SIG is None else flat(positions.SIG),
             dilated_kernel_size=self.dilated_kernel_size,
             version=self.version,
         )
+        kernel = kernel.reshape(out_channels, in_per_group, *dense, *self.dilated_kernel_size)
         return jnp.moveaxis(kernel, (0, 1), (-1, -2)).astype(self.weight.dtype)
 
     def __call__(self, x: Array, positions: Positions | None = None) -> Array:
@@ -359,3 +375,72 @@ class Dcls2d(Dcls):
 class Dcls3d(Dcls):
     dims = 3
     __doc__ = Dcls.__doc__
+
+
+class Dcls2dK1d(Dcls):
+    """A 2-D convolution whose elements move along one axis: a kernel one cell wide, that of `Dcls1d`.
+
+    flat_dim: 0 for elements that move along the height, 1 for the width, as in the `dcls` package; the other arguments
+    are those of `Dcls2d`, dilated_kernel_size one number.
+    """
+
+    dims = 2
+    grid_dims = 1
+    flat_dim: int
+
+    def __init__(self, *arguments: Any, flat_dim: int = 0, **options: Any):
+        if flat_dim not in (0, 1):
+            raise ValueError(f"flat_dim (={flat_dim}) must be 0 or 1")
+        super().__init__(*arguments, **options)
+        self.flat_dim = flat_dim
+
+    def construct(self, positions: Positions | None = None) -> Array:
+        """The dense kernel (size, 1, in/groups, out), or (1, size, ...), as `Dcls.construct` gives it."""
+        return jnp.expand_dims(super().construct(positions), 1 - self.flat_dim)
+
+
+class Dcls3_1d(Dcls):
+    """A 3-D convolution, dense along its first two axes, each cell of which has elements that move along the third.
+
+    dense_kernel_size: cells along the first two axes, one number or two; dilated_kernel_size: along the third. The
+    other arguments are those of `Dcls3d`; versions "v1", "max" and "gauss". Positions start uniform over the grid.
+    """
+
+    dims = 3
+    grid_dims = 1
+    versions = ("v1", "max", "gauss")
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_count: int,
+        stride: int | Sequence[int] = 1,
+        padding: Padding = 0,
+        dense_kernel_size: int | Sequence[int] = 1,
+        dilated_kernel_size: int | Sequence[int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        version: Version = "gauss",
+        **options: Any,
+    ):
+        (size,) = per_axis(dilated_kernel_size, 1, "dilated_kernel_size")
+
+        def anywhere(key: Array, shape: Sequence[int], dtype: Any, out_sharding: Any = None) -> Array:
+            return jax.random.uniform(key, shape, dtype, -(size // 2), size // 2)
+
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_count,
+            stride,
+            padding,
+            size,
+            groups,
+            bias,
+            padding_mode,
+            version,
+            **{"position_init": anywhere} | options,
+            dense_kernel_size=per_axis(dense_kernel_size, 2, "dense_kernel_size"),
+        )

@@ -28,6 +28,9 @@ class Lowering:
     kernel_gradient: KernelGradient
     supports: Callable[[str, Any, Strides], bool] = lambda platform, x, strides: True
     portable: bool = True  # whether the program runs on a machine without this library
+    local: bool = (
+        True  # whether a pixel beyond the kernel's reach, not a number or 1e6 times the others, changes nothing
+    )
 
 
 def transpose_of(convolve: Convolution) -> KernelGradient:
@@ -49,8 +52,8 @@ def _native_kernel_gradient(x: Array, y: Array, pads: Pads, strides: Strides, si
 
 LOWERINGS: dict[str, Lowering] = {
     "direct": Lowering(direct, transpose_of(direct)),
-    "fft": Lowering(fft, transpose_of(fft)),
-    "dft": Lowering(dft, transpose_of(dft)),
+    "fft": Lowering(fft, transpose_of(fft), local=False),
+    "dft": Lowering(dft, transpose_of(dft), local=False),
     "shifts": Lowering(shifts, transpose_of(dft)),  # its own transpose takes ten times as long
     "native": Lowering(native.depthwise, _native_kernel_gradient, native.supports, portable=False),
 }
@@ -74,7 +77,7 @@ def choose(method: str, platform: str, x: Array, size: tuple[int, ...], strides:
 
 
 def fastest(platform: str, x: Any, size: tuple[int, ...], strides: Strides, *, portable: bool = False) -> str:
-    """The lowering that "auto" means: of the nearest case in fastest.json, the first that there is; else XLA's own.
+    """The lowering that "auto" means: of the nearest case in fastest.json, the first local one; else XLA's own.
 
     portable: only what runs on a machine without this library.
     """
@@ -90,10 +93,10 @@ def fastest(platform: str, x: Any, size: tuple[int, ...], strides: Strides, *, p
 
     def there_is(method: str) -> bool:
         lowering = LOWERINGS[method]
-        return (lowering.portable or not portable) and lowering.supports(platform, x, strides)
+        return lowering.local and (lowering.portable or not portable) and lowering.supports(platform, x, strides)
 
     order: list[str] = min(cases, key=distance)["order"]
-    return next(method for method in order if there_is(method))
+    return next((method for method in order if there_is(method)), "direct")
 
 
 @cache

@@ -11,9 +11,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from dcls_jax.layers import Positions
-
-POSITION_KEYS = frozenset({"P", "SIG"})
+from dcls_jax.layers import POSITIONS, Positions
 
 
 def position_labels(params: Any) -> Any:
@@ -24,7 +22,7 @@ def position_labels(params: Any) -> Any:
 
     def label(path: tuple[Any, ...], _: Any) -> str:
         names = {getattr(entry, "key", getattr(entry, "name", None)) for entry in path}
-        return "rest" if names.isdisjoint(POSITION_KEYS) else "positions"
+        return "rest" if names.isdisjoint(POSITIONS) else "positions"
 
     return jax.tree_util.tree_map_with_path(label, params)
 

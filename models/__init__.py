@@ -1,7 +1,7 @@
 """Vision models, with standard convolutions and with DCLS, and their published weights."""
 
 from dcls_jax.models.backbone import Backbone
-from dcls_jax.models.checkpoints import CheckpointError, load_weights, save_weights
+from dcls_jax.models.checkpoints import CheckpointError, load_weights, save_weights, state_dict
 from dcls_jax.models.convnext import ConvNeXt, ConvNeXtConfig
 from dcls_jax.models.create import create_model, list_models
 from dcls_jax.models.fastvit import FastViT, FastViTConfig
@@ -30,4 +30,5 @@ __all__ = [
     "preprocess",
     "reparameterise",
     "save_weights",
+    "state_dict",
 ]

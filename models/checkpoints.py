@@ -13,14 +13,17 @@ from dataclasses import dataclass
 from os import PathLike
 from typing import Any, TypeVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax import Array
+from jax.sharding import NamedSharding
 
-from dcls_jax.freezing import Path, dcls_layers
-from dcls_jax.models.backbone import Backbone
+from dcls_jax.freezing import Path, dcls_layers, modules_by_path
 
-M = TypeVar("M", bound=Backbone)
+M = TypeVar("M", bound=nnx.Module)
+V = TypeVar("V")
 StateDict = Mapping[str, np.ndarray]
 Renames = tuple[tuple[str, ...], ...]
 
@@ -33,12 +36,15 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be read, or does not fit the model."""
 
 
-def load_weights(model: M, source: str | PathLike[str] | StateDict, *, swap_positions: bool = False) -> M:
-    """A copy of the model with the weights of a checkpoint.
+def load_weights(
+    model: M, source: str | PathLike[str] | StateDict, *, swap_positions: bool = False, new_head: bool = False
+) -> M:
+    """A copy of a model, or of a single layer, with the weights of a checkpoint, on the devices that its own are on.
 
     source: a .pth, .pth.tar, .pt (needs the torch extra) or .safetensors file, an Orbax folder written by
     `save_weights`, or a flat state dict. Keys may be the original repository's, timm's or the DCLS study's.
     swap_positions: exchange the axes of 2-D positions, for v0 checkpoints trained with `dcls` 0.0.2 to 0.0.5.
+    new_head: leave the checkpoint's classifier out; the model keeps its own, if it has one.
 
     Raises CheckpointError (a ValueError) where the file cannot be read or does not fit: it lists all missing,
     unexpected and misshapen keys, and positions that should be shared but differ. Raises FileNotFoundError.
@@ -48,13 +54,15 @@ def load_weights(model: M, source: str | PathLike[str] | StateDict, *, swap_posi
         if not path.exists():
             raise FileNotFoundError(f"no checkpoint at {source}")
         if path.is_dir():
-            return _load_orbax(model, path)
+            return _load_orbax(model, path, new_head=new_head)
         source = read_state_dict(path)
-    names = checkpoint_names(source, model.checkpoint_renames)
+    names = checkpoint_names(source, getattr(model, "checkpoint_renames", ()))
     found = {name: np.asarray(source[key]) for name, key in names.items()}
     if swap_positions:
         found = {name: array[::-1] if name.endswith((".P", ".SIG")) else array for name, array in found.items()}
     slots = _slots(model)
+    if new_head:
+        slots, found = _without_head(slots), _without_head(found)
     _check(slots, found, names)
     return _with_leaves(model, {slot.path: slot.from_torch(found[name]) for name, slot in slots.items()})
 
@@ -140,6 +148,9 @@ class _Slot:
         spatial = shape[len(self.shape) :]
         return shape[: len(self.shape)] == self.torch_shape and all(size == 1 for size in spatial)
 
+    def to_torch(self, array: np.ndarray) -> np.ndarray:
+        return array.transpose(self.torch_axes)
+
     def from_torch(self, array: np.ndarray) -> np.ndarray:
         return array.reshape(self.torch_shape).transpose(np.argsort(self.torch_axes))
 
@@ -150,10 +161,10 @@ def _leaves(model: nnx.Module) -> dict[Path, nnx.Variable]:
 
 def _slots(model: nnx.Module) -> dict[str, _Slot]:
     """Every key that a PyTorch checkpoint of the model has."""
-    leaves = _leaves(model)
-    users: dict[Path, list[Path]] = {}
+    leaves, modules = _leaves(model), modules_by_path(model)
+    users: dict[int, list[Path]] = {}
     for layer_path, _, owner in dcls_layers(model):
-        users.setdefault(owner, []).append(layer_path)
+        users.setdefault(id(modules[owner]), []).append(layer_path)
     slots = {}
     for path, leaf in leaves.items():
         *parents, name = path
@@ -162,7 +173,7 @@ def _slots(model: nnx.Module) -> dict[str, _Slot]:
         if name == "kernel":
             axes = (leaf.ndim - 1, leaf.ndim - 2, *axes[:-2])
         slot = _Slot(path, leaf.shape, axes)
-        for owner in users.get(tuple(parents), [tuple(parents)]):
+        for owner in users.get(id(modules[tuple(parents)]), [tuple(parents)]):
             slots[".".join(map(str, (*owner, _TORCH_LEAVES.get(name, name))))] = slot
     return slots
 
@@ -189,12 +200,19 @@ def _check(slots: Mapping[str, _Slot], found: StateDict, keys: Mapping[str, str]
         raise CheckpointError("the checkpoint does not fit the model\n  " + "\n  ".join(sorted(problems)))
 
 
+def _without_head(by_name: dict[str, V]) -> dict[str, V]:
+    return {name: value for name, value in by_name.items() if not name.startswith("fc.")}
+
+
 def _with_leaves(model: M, leaves: Mapping[Path, np.ndarray]) -> M:
     graphdef, state = nnx.split(model)
-    flat = {
-        path: leaf.replace(jnp.asarray(leaves[path], leaf.dtype)) if path in leaves else leaf
-        for path, leaf in nnx.to_flat_state(state)
-    }
+
+    def value(path: Path, leaf: nnx.Variable) -> Array:
+        sharding = getattr(leaf.get_value(), "sharding", None)
+        array = jnp.asarray(leaves[path], leaf.dtype) if path in leaves else jnp.copy(leaf.get_value())
+        return jax.device_put(array, sharding) if isinstance(sharding, NamedSharding) else array
+
+    flat = {path: leaf.replace(value(path, leaf)) for path, leaf in nnx.to_flat_state(state)}
     return nnx.merge(graphdef, nnx.from_flat_state(flat))
 
 
@@ -215,7 +233,16 @@ def save_weights(model: nnx.Module, folder: str | PathLike[str]) -> None:
     ocp.save(pathlib.Path(folder).expanduser().absolute(), tree, overwrite=True)
 
 
-def _load_orbax(model: M, folder: pathlib.Path) -> M:
+def state_dict(model: nnx.Module) -> dict[str, np.ndarray]:
+    """Parameters and batch statistics as PyTorch names and lays them out: what `load_weights` takes, by our own paths.
+
+    Positions stand under every layer that uses them; a layer's are those of the `dcls` package's layer.
+    """
+    leaves = _leaves(model)
+    return {name: slot.to_torch(np.asarray(leaves[slot.path][...])) for name, slot in _slots(model).items()}
+
+
+def _load_orbax(model: M, folder: pathlib.Path, *, new_head: bool) -> M:
     from orbax.checkpoint import v1 as ocp
 
     try:
@@ -227,6 +254,8 @@ def _load_orbax(model: M, folder: pathlib.Path) -> M:
     slots = {
         ".".join(map(str, path)): _Slot(path, leaf.shape, tuple(range(leaf.ndim))) for path, leaf in leaves.items()
     }
+    if new_head:
+        slots, found = _without_head(slots), _without_head(found)
     _check(slots, found, {})
     return _with_leaves(model, {slot.path: found[key] for key, slot in slots.items()})
 

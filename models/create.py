@@ -8,9 +8,12 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
-from dcls_jax.layers import DclsConfig
+from dcls_jax.convolution import Precision
+from dcls_jax.layers import POSITIONS, DclsConfig
 from dcls_jax.models import convnext, fastvit, metaformer, resnet
 from dcls_jax.models.backbone import Backbone
 from dcls_jax.models.checkpoints import load_weights
@@ -40,6 +43,10 @@ def create_model(
     dcls: bool | DclsConfig = False,
     num_classes: int = 1000,
     weights: str | PathLike[str] | None = None,
+    new_head: bool = False,
+    dtype: DTypeLike | None = None,
+    param_dtype: DTypeLike = jnp.float32,
+    precision: Precision = None,
     rngs: nnx.Rngs | None = None,
     **config: Any,
 ) -> Backbone:
@@ -47,7 +54,11 @@ def create_model(
 
     name: one of `list_models`.
     dcls: False for standard convolutions, True for the published DCLS setting of that name, or a setting.
+    num_classes: outputs of the classifier; 0 for none, and the model gives what was pooled (B, C).
     weights: None (random), a checkpoint (see `load_weights`) or "published" (downloaded).
+    new_head: with `weights`, leave the checkpoint's classifier out, for other classes; always so without a classifier.
+    dtype, param_dtype, precision: in which layers compute and keep their parameters, with Flax's meaning. Positions,
+    the construction of kernels, statistics of norms and softmax stay float32.
     rngs: for random weights; `nnx.Rngs(0)` unless given.
     config: depths, dims and other fields of the family's config, for small or new variants.
 
@@ -66,7 +77,9 @@ def create_model(
     config = {key: tuple(value) if isinstance(value, list) else value for key, value in config.items()}
 
     def build(rngs: nnx.Rngs | None) -> Backbone:
-        return family(dataclasses.replace(base, **config), rngs=nnx.Rngs(0) if rngs is None else rngs)
+        model = family(dataclasses.replace(base, **config), rngs=nnx.Rngs(0) if rngs is None else rngs)
+        model.set_attributes(dtype=dtype, precision=precision, raise_if_not_found=False)
+        return model if param_dtype == jnp.float32 else _kept_in(model, param_dtype)
 
     if weights is None:
         return build(rngs)
@@ -74,9 +87,23 @@ def create_model(
         if not isinstance(dcls, bool):
             raise ValueError(f"weights are published for dcls True or False, not for dcls (={dcls})")
         weights = fetch(name, dcls=dcls)
-    if config.get("drop_path_rate"):  # stochastic depth has random state of its own
-        return load_weights(build(rngs), weights)
-    return load_weights(nnx.eval_shape(lambda: build(shapes_only())), weights)
+    new_head |= num_classes == 0
+    if config.get("drop_path_rate") or (new_head and num_classes):  # something stays random
+        return load_weights(build(rngs), weights, new_head=new_head)
+    return load_weights(nnx.eval_shape(lambda: build(shapes_only())), weights, new_head=new_head)
+
+
+def _kept_in(model: Backbone, dtype: DTypeLike) -> Backbone:
+    """The model with parameters of another dtype, but for positions."""
+    graphdef, state = nnx.split(model)
+
+    def cast_to(path: tuple[Any, ...], leaf: nnx.Variable) -> nnx.Variable:
+        is_weight = isinstance(leaf, nnx.Param) and path[-1] not in POSITIONS
+        return leaf.replace(leaf.get_value().astype(dtype)) if is_weight else leaf
+
+    return nnx.merge(
+        graphdef, nnx.from_flat_state((path, cast_to(path, leaf)) for path, leaf in nnx.to_flat_state(state))
+    )
 
 
 def shapes_only() -> nnx.Rngs:

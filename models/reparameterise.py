@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from dcls_jax.freezing import freeze, set_module
+from dcls_jax.freezing import freeze, modules_by_path, set_module
 from dcls_jax.layers import Conv, Dcls2d, Positions
 from dcls_jax.models.activations import gelu
 from dcls_jax.models.norms import BatchNorm
@@ -177,9 +177,10 @@ def reparameterise(model: M) -> M:
     model.eval()
     if isinstance(model, Fusible):
         return cast(M, model.fuse())
-    fusible = {path: module for path, module in nnx.iter_modules(model) if isinstance(module, Fusible)}
-    for path, module in fusible.items():
-        # A module within another one goes with it.
-        if not any(path[:end] in fusible for end in range(len(path))):
-            set_module(model, path, module.fuse())
+    fusible = {path: module for path, module in modules_by_path(model).items() if isinstance(module, Fusible)}
+    # A module within another one goes with it.
+    outermost = {p: module for p, module in fusible.items() if not any(p[:end] in fusible for end in range(len(p)))}
+    fused = {id(module): module.fuse() for module in outermost.values()}
+    for path, module in outermost.items():
+        set_module(model, path, fused[id(module)])
     return model
