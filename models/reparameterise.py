@@ -75,7 +75,16 @@ class Fusible(nnx.Module):
     def fuse(self) -> Conv:
         """The convolution that computes the same."""
         kernel, bias = _kernel_and_bias(self)
-        return Conv.of(kernel, bias, stride=self.stride, padding=len(kernel) // 2, groups=self.groups)
+        conv = next(module for _, module in nnx.iter_modules(self) if isinstance(module, Conv))
+        return Conv.of(
+            kernel,
+            bias,
+            stride=self.stride,
+            padding=len(kernel) // 2,
+            groups=self.groups,
+            dtype=conv.dtype,
+            precision=conv.precision,
+        )
 
 
 @jax.jit  # compiled once for all blocks of a stage

@@ -1,0 +1,180 @@
+"""Models as parts of other programs: dtypes, devices, views, new heads, several activations at once."""
+
+import pickle
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from dcls_jax import Dcls1d, Dcls2d, DclsConfig, freeze
+from dcls_jax.models import CheckpointError, create_model, load_weights, reparameterise, save_weights, state_dict
+from tests.conftest import normal, random_model
+
+SMALL = {"depths": (1, 1), "dims": (8, 32), "num_classes": 4, "dcls": DclsConfig(3, 5, "v1")}
+MODELS = {
+    "resnet50": {},
+    "convnext_tiny": {},
+    "caformer_s18": {"token_mixers": ("convolution", "attention")},
+    "fastvit_sa24": {},
+}
+forward = jax.jit(lambda model, x: model(x))
+
+
+def small(name, **options):
+    return create_model(name, **SMALL | MODELS[name] | options)
+
+
+@pytest.fixture(params=MODELS)
+def name(request):
+    return request.param
+
+
+@pytest.fixture
+def images():
+    return normal(2, 32, 32, 3)
+
+
+def test_dtypes_are_flaxs(name, images, assert_close):
+    plain, half = random_model(lambda: small(name)), random_model(lambda: small(name, dtype=jnp.bfloat16))
+    for model in (half, reparameterise(half)):
+        activations = model.intermediates(images, model.layer_names())
+        assert {a.dtype for a in activations.values()} == {jnp.dtype(jnp.bfloat16)}
+        assert_close(forward(model, images).astype(jnp.float32), forward(plain, images), 0.05)
+    assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(half))} == {jnp.dtype(jnp.float32)}
+    kept = small(name, param_dtype=jnp.bfloat16)
+    for path, leaf in nnx.to_flat_state(nnx.state(kept)):
+        wide = path[-1] in ("P", "SIG", "mean", "var")
+        assert leaf.dtype == (jnp.float32 if wide else jnp.bfloat16), path
+
+
+def test_precision_reaches_every_layer(name):
+    model = small(name, precision="highest")
+    layers = [module for _, module in nnx.iter_modules(model) if hasattr(module, "precision")]
+    assert layers
+    assert {layer.precision for layer in layers} == {"highest"}
+
+
+@pytest.mark.usefixtures("strict")
+def test_nothing_is_promoted_in_silence(name, images):
+    assert jax.eval_shape(lambda model, x: model(x), small(name), images).dtype == jnp.float32
+
+
+def test_a_training_step_compiles_once(name, images):
+    model = small(name, drop_path_rate=0.1)
+    assert not any(jax.typeof(leaf).weak_type for leaf in jax.tree.leaves(nnx.state(model)))
+    with jax.enable_x64(True):
+        wide = nnx.state(nnx.eval_shape(lambda: small(name)), nnx.Param)
+    assert {leaf.dtype for leaf in jax.tree.leaves(wide)} == {jnp.dtype(jnp.float32)}
+
+
+def test_views_pickles_and_tables(images):
+    model = random_model(lambda: small("resnet50", drop_path_rate=0.5))
+    for setting in ({"use_running_average": False}, {"deterministic": False}):
+        norm = nnx.view(model, **setting).stages[0].blocks[0].bn1
+        assert not norm.use_running_average
+    assert nnx.view(model, deterministic=False, use_running_average=True).stem.norm.use_running_average
+    assert model.stem.norm.use_running_average
+    for name in MODELS:
+        model = small(name)
+        np.testing.assert_array_equal(forward(pickle.loads(pickle.dumps(model)), images), forward(model, images))
+
+
+def test_flax_tabulates(name, images):
+    # With DCLS, Flax 0.12 cannot show an argument that is a module, as positions are.
+    model = small(name, dcls=False)
+    assert "stages/1/blocks/0" in nnx.tabulate(model, images, console_kwargs={"width": 200})
+
+
+def test_activations_of_all_stages_in_one_pass(name, images):
+    model = random_model(lambda: small(name))
+    at_once = jax.jit(lambda model, x: model.intermediates(x))(model, images)
+    assert list(at_once) == ["stages.0", "stages.1"]
+    for cut, activation in at_once.items():
+        np.testing.assert_allclose(activation, jax.jit(lambda m, x: m.features(x, cut))(model, images), 1e-5, 1e-5)  # noqa: B023
+    traced = jax.make_jaxpr(lambda model, x: model.intermediates(x, ["stages.1", "stem", "stages.0"]))(model, images)
+    once = jax.make_jaxpr(lambda model, x: model.features(x, "stages.1"))(model, images)
+    assert len(traced.jaxpr.eqns) == len(once.jaxpr.eqns)
+    with pytest.raises(ValueError, match=r"no layer 'stages\.7'"):
+        model.intermediates(images, ["stages.7"])
+
+
+def test_a_stage_is_its_layers(name, images):
+    model = random_model(lambda: small(name))
+
+    @jax.jit
+    def through(model, x):
+        x = model.stem(x)
+        for stage in model.stages:
+            x = stage(x)
+        return x
+
+    np.testing.assert_allclose(
+        through(model, images), jax.jit(lambda m, x: m.features(x, "stages.1"))(model, images), 1e-5, 1e-5
+    )
+
+
+def test_heads(name, images, tmp_path):
+    model = random_model(lambda: small(name))
+    save_weights(model, tmp_path / "weights")
+    for source in (tmp_path / "weights", state_dict(model)):
+        headless = load_weights(small(name, num_classes=0), source, new_head=True)
+        features = model.features(images)
+        np.testing.assert_allclose(headless(images), model.pool(features), 1e-4, 1e-4)
+        with pytest.raises(CheckpointError, match=r"misshapen: .*fc\."):
+            load_weights(small(name, num_classes=7), source)
+        other = load_weights(small(name, num_classes=7), source, new_head=True)
+        assert other(images).shape == (2, 7)
+        np.testing.assert_allclose(other.features(images), features, 1e-4, 1e-4)
+    built = small(name, num_classes=0, weights=tmp_path / "weights")
+    np.testing.assert_allclose(built(images), model.pool(features), 1e-4, 1e-4)
+    assert small(name, num_classes=7, weights=tmp_path / "weights", new_head=True)(images).shape == (2, 7)
+
+
+def test_other_channels(name):
+    assert forward(small(name, in_channels=5), normal(1, 32, 32, 5)).shape == (1, 4)
+
+
+def test_weights_go_where_the_models_own_are(name):
+    mesh = jax.make_mesh((8,), ("a",))
+    model = jax.device_put(small(name), NamedSharding(mesh, P()))
+    loaded = load_weights(model, state_dict(random_model(lambda: small(name))))
+    assert {leaf.sharding for leaf in jax.tree.leaves(nnx.state(loaded))} == {NamedSharding(mesh, P())}
+
+
+def test_copies_own_their_arrays(images):
+    model = small("fastvit_sa24", drop_path_rate=0.5)
+    copies = [freeze(model), reparameterise(model), load_weights(model, state_dict(model))]
+    expected = [forward(copy, images) for copy in copies]
+    _, state = nnx.split(model)
+    jax.jit(lambda state: jax.tree.map(jnp.copy, state), donate_argnums=0)(state)
+    assert any(leaf.is_deleted() for leaf in jax.tree.leaves(state))
+    for copy, before in zip(copies, expected, strict=True):
+        np.testing.assert_array_equal(forward(copy, images), before)
+
+
+def test_no_layer_scale_is_the_originals():
+    model = random_model(lambda: small("convnext_tiny", layer_scale_init_value=0))
+    names = state_dict(model)
+    assert not any(name.endswith("gamma") for name in names)
+    x = normal(1, 8, 8, 8)
+    block = model.stages[0].blocks[0]
+    assert np.abs(block(x, model.stages[0].positions) - x).max() > 0.1
+    load_weights(model, names)
+
+
+@pytest.mark.parametrize("layer", [Dcls1d, Dcls2d])
+def test_a_single_layer_is_loaded_and_saved_as_the_package_has_it(layer):
+    saved = layer(4, 6, 3, dilated_kernel_size=5, version="gauss", groups=2, rngs=nnx.Rngs(0))
+    arrays = state_dict(saved)
+    assert {name: array.shape for name, array in arrays.items()} == {
+        "weight": (6, 2, 3),
+        "bias": (6,),
+        "P": (layer.dims, 6, 2, 3),
+        "SIG": (layer.dims, 6, 2, 3),
+    }
+    loaded = load_weights(layer(4, 6, 3, dilated_kernel_size=5, version="gauss", groups=2, rngs=nnx.Rngs(1)), arrays)
+    np.testing.assert_array_equal(loaded.construct(), saved.construct())
