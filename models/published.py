@@ -1,13 +1,21 @@
 """The published checkpoints: where they are, and how they are fetched."""
 
 import os
+import re
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
 class Published:
-    """A published file. Of files with a `doi`, the Zenodo record also gives the MD5 hash."""
+    """A published file, and what is known of its hash.
+
+    Of files with a `doi`, the Zenodo record gives the MD5. A name in PyTorch's fashion, such as x-14fe96d1.pth, ends
+    with the beginning of its SHA-256. The ConvNeXts, MetaFormers and FastViTs of the original authors were published
+    without one: of these the server's size is checked and, when they are loaded, every key and shape.
+    """
 
     url: str
     doi: str | None = None
@@ -16,6 +24,12 @@ class Published:
     @property
     def file(self) -> str:
         return self.url.rsplit("/", 1)[1]
+
+    @property
+    def sha256_begins(self) -> str:
+        """What is known of the hash from the file's name; "" for nothing."""
+        named = re.search(r"-([0-9a-f]{8,64})\.pth", self.file)
+        return named[1] if named else ""
 
 
 def _zenodo(record: int, file: str) -> Published:
@@ -69,8 +83,9 @@ def cache_folder() -> Path:
 
 
 def fetch(name: str, *, dcls: bool) -> Path:
-    """Path of a published checkpoint, downloaded with a progress bar and checked against its hash unless it is there.
+    """Path of a published checkpoint, downloaded with a progress bar unless it is there.
 
+    It is checked by its size, and by its hash as far as that is known (see `Published`), before it takes its name.
     Raises DownloadError, which says where to get the file and where to put it.
     """
     published = CHECKPOINTS[name, dcls]
@@ -86,10 +101,21 @@ def fetch(name: str, *, dcls: bool) -> Path:
             record.load_registry_from_doi()
             record.fetch(published.file, progressbar=True)
         else:
-            pooch.retrieve(published.url, published.sha256, published.file, target.parent, progressbar=True)
+            download = partial(_download, begins=published.sha256_begins)
+            pooch.retrieve(published.url, published.sha256, published.file, target.parent, downloader=download)
     except (requests.RequestException, ValueError) as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
         raise DownloadError(
             f"could not download {published.file}: get it from {published.url} and put it at {target} ({reason})"
         ) from error
     return target
+
+
+def _download(url: str, path: str, pooch: Any, *, begins: str) -> None:
+    """Pooch's own, which raises where bytes are missing; ValueError for a SHA-256 that begins otherwise."""
+    from pooch import HTTPDownloader, file_hash
+
+    HTTPDownloader(progressbar=True)(url, path, pooch)
+    found = file_hash(path)
+    if not found.startswith(begins):
+        raise ValueError(f"its SHA-256 hash begins with {found[:8]}, expected {begins}")

@@ -10,6 +10,7 @@ from jax import lax
 
 from dcls_jax import depthwise_conv, native
 from dcls_jax.convolution import convolve
+from dcls_jax.methods import FASTEST, LOWERINGS, fastest
 from dcls_jax.padding import explicit_padding
 from tests.conftest import normal
 
@@ -180,3 +181,27 @@ def test_padding_modes(mode):
     right = {"zeros": 0, "reflect": 2, "replicate": 3, "circular": 0}[mode]
     y = convolve(x, kernel, stride=(1,), padding=1, padding_mode=mode)
     np.testing.assert_allclose(y.ravel(), [left + 100, 210, 321, 2 + 30 + 100 * right])
+
+
+LOCAL = [name for name, lowering in LOWERINGS.items() if lowering.local]
+
+
+@pytest.mark.parametrize("odd", [np.nan, np.inf, 1e6])
+@pytest.mark.parametrize("method", [*LOCAL, "auto"])
+def test_what_lies_beyond_the_kernels_reach_changes_nothing(method, odd):
+    if method == "native" and not native.available():
+        pytest.skip("no C++ compiler at install")
+    x, kernel = arrays((24, 24), (17, 17))
+    convolve = jax.jit(lambda x: depthwise_conv(x, kernel, padding=8, method=method))
+    y, touched = np.array(convolve(x)), np.array(convolve(x.at[0, 0, 0, 0].set(odd)))
+    y[0, :9, :9, 0] = touched[0, :9, :9, 0] = 0
+    np.testing.assert_array_equal(touched, y)
+
+
+@pytest.mark.parametrize("size", [7, 14, 28, 56, 112])
+@pytest.mark.parametrize("kernel", [3, 7, 17, 31, 51])
+def test_auto_is_local_everywhere(size, kernel):
+    x = jax.ShapeDtypeStruct((8, size, size, 64), np.dtype(np.float32))
+    for platform in (*FASTEST, "METAL"):
+        for portable in (False, True):
+            assert LOWERINGS[fastest(platform, x, (kernel, kernel), (1, 1), portable=portable)].local

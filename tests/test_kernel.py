@@ -6,11 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax.test_util import check_grads
 
+import dcls_jax
 from dcls_jax import construct_kernel
 from dcls_jax.interpolation import VERSIONS, has_sigma
 from dcls_jax.kernel import _contract, _scatter, grid_axes
+from dcls_jax.models import load_weights, state_dict
 
 
 def one_element(position, size, version, sigma=None):
@@ -141,6 +144,36 @@ def _cases():
         yield from ((version, (s, s), groups) for s in (7, 6, 17) for groups in (1, 4))
         yield from ((version, (s, s, s), 1) for s in (5, 4))
     yield "v0", (7, 4), 1
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("version", ["v0", "v1", "max", "gauss"])
+@pytest.mark.parametrize("form", ["Dcls2dK1d", "Dcls3_1d"])
+def test_forms_with_elements_along_one_axis_equal_the_packages(form, version, assert_close):
+    torch = pytest.importorskip("torch")
+    modules = pytest.importorskip("DCLS.construct.modules")
+    if form == "Dcls3_1d" and version == "v0":
+        pytest.skip("the package has none either")
+    size = (6, 5, 8)[: 2 if form == "Dcls2dK1d" else 3]
+    for flat_dim in (0, 1) if form == "Dcls2dK1d" else (None,):
+        options = {"dilated_kernel_size": 5, "groups": 2, "version": version, "padding": 2}
+        options |= {"dense_kernel_size": (3, 1)} if flat_dim is None else {"flat_dim": flat_dim}
+        torch.manual_seed(0)
+        theirs = getattr(modules, form)(4, 6, 3, **options)
+        with torch.no_grad():
+            theirs.P.uniform_(-2, 2)
+        ours = getattr(dcls_jax, form)(4, 6, 3, **options, rngs=nnx.Rngs(0))
+        ours = load_weights(ours, {name: value.detach().numpy() for name, value in theirs.state_dict().items()})
+        x = np.random.default_rng(0).standard_normal((2, 4, *size)).astype(np.float32)
+        expected = theirs(torch.tensor(x))
+        expected.square().sum().backward()
+        y, pullback = jax.vjp(lambda layer, x: layer(x), ours, jnp.asarray(np.moveaxis(x, 1, -1)))
+        assert_close(y, np.moveaxis(expected.detach().numpy(), 1, -1), 1e-5)
+        gradient, _ = pullback(2 * y)
+        for name, value in state_dict(gradient).items():
+            assert_close(value, getattr(theirs, name).grad.numpy(), 1e-4)
+        for name, value in state_dict(ours).items():
+            np.testing.assert_array_equal(value, getattr(theirs, name).detach().numpy())
 
 
 @pytest.mark.parity

@@ -58,6 +58,36 @@ def test_a_damaged_download_is_refused_and_not_kept(server, cache, monkeypatch):
     assert not list(cache.iterdir())
 
 
+def test_a_name_with_a_hash_is_believed(server, cache, monkeypatch):
+    folder, address = server
+    begins = hashlib.sha256(CONTENT).hexdigest()[:8]
+    for named in (f"tiny-{begins}.pth", "tiny-01234567.pth"):
+        (folder / named).write_bytes(CONTENT)
+    use(monkeypatch, Published(f"{address}/tiny-{begins}.pth"))
+    assert fetch("convnext_tiny", dcls=True).read_bytes() == CONTENT
+    use(monkeypatch, Published(f"{address}/tiny-01234567.pth"))
+    with pytest.raises(DownloadError, match=rf"begins with {begins}, expected 01234567"):
+        fetch("convnext_tiny", dcls=True)
+    assert [file.name for file in cache.iterdir()] == [f"tiny-{begins}.pth"]
+    assert CHECKPOINTS["resnet50", False].sha256_begins == "14fe96d1"
+    assert not CHECKPOINTS["fastvit_sa24", False].sha256_begins
+
+
+def test_a_file_cut_short_is_not_kept(server, cache, monkeypatch):
+    folder, address = server
+    (folder / "tiny.pth").write_bytes(CONTENT)
+    send_header = http.server.SimpleHTTPRequestHandler.send_header
+
+    def longer(handler, name, value):
+        send_header(handler, name, str(len(CONTENT) + 1) if name == "Content-Length" else value)
+
+    monkeypatch.setattr(http.server.SimpleHTTPRequestHandler, "send_header", longer)
+    use(monkeypatch, Published(f"{address}/tiny.pth"))
+    with pytest.raises(DownloadError, match="could not download"):
+        fetch("convnext_tiny", dcls=True)
+    assert not list(cache.iterdir())
+
+
 def test_a_zenodo_record_gives_address_and_hash(server, cache, monkeypatch):
     folder, address = server
     (folder / "tiny.pth").write_bytes(CONTENT)
