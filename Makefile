@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 UV := $(BIN)/uv pip install --quiet --compile-bytecode --python
 
-.PHONY: demo test parity package lowest newest lint
+.PHONY: demo test parity sanitize package lowest newest lint
 
 demo: .venv/installed
 	$(BIN)/dcls-jax demo
@@ -19,6 +19,19 @@ parity: .venv/installed
 	$(BIN)/python -m pip install --quiet $(filter-out $(ALONE),$(ORIGINALS))
 	$(BIN)/python -m pip install --quiet --no-deps $(filter $(ALONE),$(ORIGINALS))
 	$(BIN)/python -m pytest -n auto --dist loadfile -m parity
+
+# The native kernels under the address and undefined behaviour sanitizers; needs g++.
+SANITIZED = build/sanitized/_kernels.so
+SANITIZERS = $(shell $(CXX) -print-file-name=libasan.so) $(shell $(CXX) -print-file-name=libstdc++.so)
+
+sanitize: $(SANITIZED)
+	LD_PRELOAD="$(SANITIZERS)" ASAN_OPTIONS=detect_leaks=0 $(BIN)/python -m pytest -n 0 -k native \
+		--native-library $(SANITIZED) tests/test_convolution.py tests/test_transformations.py tests/eval/test_rank.py
+
+$(SANITIZED): .venv/installed
+	mkdir -p $(@D)
+	$(CXX) -shared -fPIC -O1 -g -std=c++17 -w -fsanitize=address,undefined -fno-sanitize-recover=undefined \
+		-I$(shell $(BIN)/python -c "import jaxlib; print(jaxlib.__path__[0])")/include dcls_jax/native/*.cc -o $@
 
 # What is built and shipped: wheels with and without a compiler, and the source distribution.
 package: .venv/installed

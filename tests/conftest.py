@@ -19,6 +19,8 @@ import pytest
 from flax import nnx
 from jax._src import compiler
 
+from dcls_jax import native
+
 # Parity is a matter of the formula, not of the hardware's short cuts.
 jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_num_cpu_devices", 8)  # of this process; what shards is tested on them
@@ -39,6 +41,14 @@ def _quick_options() -> dict[str, object]:
     except jax.errors.JaxRuntimeError:  # a jaxlib that does not know them
         return {}
     return _QUICK
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--native-library", type=Path, help="the native kernels to test, in place of the installed ones")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    native.LIBRARY = config.getoption("--native-library") or native.LIBRARY
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
