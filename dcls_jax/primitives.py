@@ -225,8 +225,8 @@ def _partitioned(compute: Callable[..., Array], axes: str, what: str, *arrays: A
         need_replication_factors=tuple(dict.fromkeys(axis for axis in axes if axis.isalpha() and axis not in "bc")),
         reduction_factors=() if "b" in axes.split("->")[1] else ("b",),
     )
-    # JAX's persistent cache does not look into what is partitioned: two programs that differ there alone were one. Its
-    # name, as a number that nobody reads, tells them apart.
+    # Between hosts JAX's cache does not look at what is partitioned: two programs that differ there alone were one. A
+    # number that nobody reads tells them apart.
     return run(*arrays, np.uint32(zlib.crc32(what.encode())))
 
 
