@@ -22,15 +22,21 @@ KernelGradient = Callable[[Array, Array, Pads, Strides, tuple[int, int]], Array]
 
 @dataclass(frozen=True)
 class Lowering:
-    """A way to convolve, and to take the gradient to the kernel; the gradient to the image is a convolution too."""
+    """A way to convolve, and to take the gradient to the kernel; the gradient to the image is a convolution too.
+
+    supports: whether a platform has it for images of such a type at such strides.
+    portable: whether its programs run on a machine without this library.
+    local: whether a pixel beyond the kernel's reach, not a number or 1e6 times the others, changes nothing.
+    divided_by_xla: whether XLA divides the convolution among devices itself; such programs are kept from run to run.
+    Not so the gradient to the kernel: of XLA's own, divided by images, it makes another (jaxlib 0.10.2).
+    """
 
     convolve: Convolution
     kernel_gradient: KernelGradient
     supports: Callable[[str, Any, Strides], bool] = lambda platform, x, strides: True
-    portable: bool = True  # whether the program runs on a machine without this library
-    local: bool = (
-        True  # whether a pixel beyond the kernel's reach, not a number or 1e6 times the others, changes nothing
-    )
+    portable: bool = True
+    local: bool = True
+    divided_by_xla: bool = False
 
 
 def transpose_of(convolve: Convolution) -> KernelGradient:
@@ -51,7 +57,7 @@ def _native_kernel_gradient(x: Array, y: Array, pads: Pads, strides: Strides, si
 
 
 LOWERINGS: dict[str, Lowering] = {
-    "direct": Lowering(direct, transpose_of(direct)),
+    "direct": Lowering(direct, transpose_of(direct), divided_by_xla=True),
     "fft": Lowering(fft, transpose_of(fft), local=False),
     "dft": Lowering(dft, transpose_of(dft), local=False),
     "shifts": Lowering(shifts, transpose_of(dft)),  # its own transpose takes ten times as long

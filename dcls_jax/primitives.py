@@ -24,27 +24,16 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from dcls_jax.lowerings import Pads, Strides
-from dcls_jax.methods import LOWERINGS, choose
+from dcls_jax.methods import LOWERINGS, Lowering, choose
 
 # ----- F: the convolution --------------------------------------------------------------------------------------------
 
 depthwise_conv_p = Primitive("depthwise_conv")
 
 
-def _convolve(
-    x: Array,
-    kernel: Array,
-    *,
-    pads: Pads,
-    strides: Strides,
-    method: str,
-    precision: Any,
-    platform: str,
-    exported: bool,
-) -> Array:
-    chosen = choose(method, platform, x, kernel.shape[:2], strides, exported=exported)
+def _convolve(x: Array, kernel: Array, *, lowering: Lowering, pads: Pads, strides: Strides, precision: Any) -> Array:
     with _precision(precision):
-        return LOWERINGS[chosen].convolve(x, kernel, pads, strides)
+        return lowering.convolve(x, kernel, pads, strides)
 
 
 def _precision(precision: lax.Precision | None) -> AbstractContextManager[None]:
@@ -106,20 +95,10 @@ depthwise_kernel_gradient_p = Primitive("depthwise_kernel_gradient")
 
 
 def _correlate(
-    x: Array,
-    y: Array,
-    *,
-    pads: Pads,
-    strides: Strides,
-    method: str,
-    precision: Any,
-    size: tuple[int, int],
-    platform: str,
-    exported: bool,
+    x: Array, y: Array, *, lowering: Lowering, pads: Pads, strides: Strides, precision: Any, size: tuple[int, int]
 ) -> Array:
-    chosen = choose(method, platform, x, size, strides, exported=exported)
     with _precision(precision):
-        return LOWERINGS[chosen].kernel_gradient(x, y, pads, strides, size)
+        return lowering.kernel_gradient(x, y, pads, strides, size)
 
 
 @depthwise_kernel_gradient_p.def_abstract_eval
@@ -166,11 +145,15 @@ def _register(
 
 
 def _lower(compute: Callable[..., Array], axes: str, platform: str, context: Any, *arrays: Any, **params: Any) -> Any:
-    module = context.module_context
+    module, (x, second) = context.module_context, context.avals_in
     exported = module.lowering_parameters.for_export
-    compute = partial(compute, platform=platform, exported=exported, **params)
-    if not exported and _spread_by_compiler(module.axis_context):
-        compute = partial(_partitioned, compute, axes, str((platform, params)))
+    size = params.get("size", second.shape[:2])
+    method = choose(params.pop("method"), platform, x, size, params["strides"], exported=exported)
+    lowering = LOWERINGS[method]
+    compute = partial(compute, lowering=lowering, **params)
+    by_xla = exported or (lowering.divided_by_xla and "size" not in params)  # a gradient to a kernel has a size
+    if not by_xla and _spread_by_compiler(module.axis_context):
+        compute = partial(_partitioned, compute, axes, f"{method} {params}")
     # Types that say where an array lies have done their work: from here on the compiler spreads the work.
     plain = {"avals_in": [ShapedArray(a.shape, a.dtype) for a in context.avals_in]}
     plain["avals_out"] = [ShapedArray(a.shape, a.dtype) for a in context.avals_out]
