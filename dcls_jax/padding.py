@@ -46,12 +46,6 @@ def checked_padding(padding: Padding, dims: int) -> str | tuple[tuple[int, int],
     return tuple((low, high) for low, high in pairs)
 
 
-def _pair(padding: SupportsIndex | Sequence[SupportsIndex]) -> tuple[int, ...]:
-    return (
-        tuple(operator.index(p) for p in padding) if isinstance(padding, Sequence) else (operator.index(padding),) * 2
-    )
-
-
 def explicit_padding(
     padding: Padding, *, size: Sequence[int], kernel_size: Sequence[int], stride: Sequence[int]
 ) -> tuple[tuple[int, int], ...]:

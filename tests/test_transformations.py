@@ -10,10 +10,10 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from dcls_jax import DclsConfig, construct_kernel, depthwise_conv
+from dcls_jax import construct_kernel, depthwise_conv
 from dcls_jax.methods import LOWERINGS
-from dcls_jax.models import create_model
 from tests.conftest import normal, random_model
+from tests.models.small import MODELS, small
 
 pytestmark = pytest.mark.usefixtures("strict")
 
@@ -223,18 +223,9 @@ def test_kernels_sharded_over_their_outputs(version, dims, assert_equal):
     assert_equal(jax.jit(mapped)(*arguments), expected)
 
 
-SMALL = {"depths": (1, 1), "dims": (8, 32), "num_classes": 4, "dcls": DclsConfig(3, 5, "v1")}
-MODELS = {
-    "resnet50": {},
-    "convnext_tiny": {},
-    "caformer_s18": {"token_mixers": ("convolution", "attention")},
-    "fastvit_sa24": {},
-}
-
-
 @pytest.mark.parametrize("name", MODELS)
 def test_models_train_on_every_mesh(name, assert_equal):
-    model = random_model(lambda: create_model(name, **SMALL | MODELS[name]))
+    model = random_model(lambda: small(name))
     images = normal(8, 32, 32, 3)
 
     def loss(model, images):

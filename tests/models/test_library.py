@@ -10,22 +10,12 @@ from flax import nnx
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from dcls_jax import Dcls1d, Dcls2d, DclsConfig, freeze
-from dcls_jax.models import CheckpointError, create_model, load_weights, reparameterise, save_weights, state_dict
+from dcls_jax import Dcls1d, Dcls2d, freeze
+from dcls_jax.models import CheckpointError, load_weights, reparameterise, save_weights, state_dict
 from tests.conftest import normal, random_model
+from tests.models.small import MODELS, small
 
-SMALL = {"depths": (1, 1), "dims": (8, 32), "num_classes": 4, "dcls": DclsConfig(3, 5, "v1")}
-MODELS = {
-    "resnet50": {},
-    "convnext_tiny": {},
-    "caformer_s18": {"token_mixers": ("convolution", "attention")},
-    "fastvit_sa24": {},
-}
 forward = jax.jit(lambda model, x: model(x))
-
-
-def small(name, **options):
-    return create_model(name, **SMALL | MODELS[name] | options)
 
 
 @pytest.fixture(params=MODELS)

@@ -1,0 +1,17 @@
+"""A small model of each family, with DCLS."""
+
+from dcls_jax import DclsConfig
+from dcls_jax.models import Backbone, create_model
+
+SMALL = {"depths": (1, 1), "dims": (8, 32), "num_classes": 4, "dcls": DclsConfig(3, 5, "v1")}
+MODELS = {
+    "resnet50": {},
+    "convnext_tiny": {},
+    "caformer_s18": {"token_mixers": ("convolution", "attention")},
+    "fastvit_sa24": {},
+}
+
+
+def small(name: str, **options: object) -> Backbone:
+    """Two stages of one block; options are `create_model`'s."""
+    return create_model(name, **SMALL | MODELS[name] | options)
