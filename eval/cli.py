@@ -218,7 +218,7 @@ def models() -> None:
             f"{it.macs / 1e9:.2f}",
             "x".join(map(str, it.activation)),
             f"{it.transform.resize}, {it.transform.crop}",
-            it.checkpoint or "none",
+            it.checkpoint,
         )
     Console().print(table)
     lowering = (

@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from shapes import CLASSES, DISTRACTORS, Array, Outline, points, polar, rotation
 from tensorflow_datasets.proto import tf_example_pb2
 
-from dcls_jax.eval.records import write_records
+from dcls_jax.eval import write_records
 
 SIZE = 256  # pixels, ClickMe's
 MARGIN = 0.07  # of the size; a centre crop of 224 / 256 cuts 0.0625 from each side and must not cut the object

@@ -29,9 +29,8 @@ from jax.typing import ArrayLike
 from orbax.checkpoint import v1 as ocp
 from PIL import Image
 
-from dcls_jax.eval import clickme
-from dcls_jax.eval.records import write_records
-from dcls_jax.layers import DclsConfig, Positions
+from dcls_jax import DclsConfig, Positions
+from dcls_jax.eval import clickme, write_records
 from dcls_jax.models import Backbone, Transform, create_model, save_weights
 from dcls_jax.training import clamp_positions, optimiser
 

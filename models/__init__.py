@@ -5,11 +5,11 @@ from dcls_jax.models.checkpoints import CheckpointError, load_weights, save_weig
 from dcls_jax.models.convnext import ConvNeXt, ConvNeXtConfig
 from dcls_jax.models.create import create_model, list_models
 from dcls_jax.models.fastvit import FastViT, FastViTConfig
+from dcls_jax.models.fusion import reparameterise
 from dcls_jax.models.metaformer import MetaFormer, MetaFormerConfig
-from dcls_jax.models.preprocess import Transform, preprocess
 from dcls_jax.models.published import DownloadError
-from dcls_jax.models.reparameterise import reparameterise
 from dcls_jax.models.resnet import ResNet, ResNetConfig
+from dcls_jax.models.transform import Transform, preprocess
 
 __all__ = [
     "Backbone",

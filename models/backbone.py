@@ -11,7 +11,8 @@ from jax import Array
 from jax.nn.initializers import Initializer
 
 from dcls_jax.layers import Positions
-from dcls_jax.models.preprocess import Transform
+from dcls_jax.models.checkpoints import Rename
+from dcls_jax.models.transform import Transform
 
 Layer = tuple[str, Callable[[Array], Array]]
 
@@ -75,9 +76,7 @@ class Backbone(nnx.Module):
     """
 
     transform: Transform
-    # (pattern, replacement), applied in order to the keys of a published state dict; see models/checkpoints.py. A third
-    # pattern limits a rename to state dicts with a key that matches it.
-    checkpoint_renames: tuple[tuple[str, ...], ...]
+    checkpoint_renames: tuple[Rename, ...]  # in order, from the keys of published state dicts to ours
     stem: nnx.Module
     stages: nnx.List
     fc: nnx.Module | None

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from os import PathLike
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -25,11 +25,18 @@ from dcls_jax.freezing import Path, dcls_layers, modules_by_path
 M = TypeVar("M", bound=nnx.Module)
 V = TypeVar("V")
 StateDict = Mapping[str, np.ndarray]
-Renames = tuple[tuple[str, ...], ...]
 
 _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")  # averaged weights before the last ones
 _TORCH_LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 _SAVED = (nnx.Param, nnx.BatchStat)
+
+
+class Rename(NamedTuple):
+    """What `pattern` matches in a key becomes `name`; with `where`, only in checkpoints with a key that it matches."""
+
+    pattern: str
+    name: str
+    where: str | None = None
 
 
 class CheckpointError(ValueError):
@@ -112,19 +119,15 @@ def _unwrap(loaded: Any, path: pathlib.Path) -> dict[str, Any]:
     return {key.removeprefix("module."): value for key, value in loaded.items()}
 
 
-def checkpoint_names(keys: Iterable[str], renames: Renames) -> dict[str, str]:
+def checkpoint_names(keys: Iterable[str], renames: Iterable[Rename]) -> dict[str, str]:
     """Our name for each key of a checkpoint, by name; counters of batches are left out. Raises CheckpointError."""
     keys = [key for key in keys if not key.endswith("num_batches_tracked")]
-    applicable = [
-        (pattern, replacement)
-        for pattern, replacement, *where in renames
-        if all(any(re.search(mark, key) for key in keys) for mark in where)
-    ]
+    applicable = [it for it in renames if it.where is None or any(re.search(it.where, key) for key in keys)]
     names: dict[str, str] = {}
     for key in keys:
         name = key
-        for pattern, replacement in applicable:
-            name = re.sub(pattern, replacement, name)
+        for rename in applicable:
+            name = re.sub(rename.pattern, rename.name, name)
         if name in names:
             raise CheckpointError(f"checkpoint keys {names[name]} and {key} both name {name}")
         names[name] = key

@@ -11,8 +11,10 @@ from dcls_jax.arrays import along_channels
 from dcls_jax.layers import Conv, DclsConfig, Positions
 from dcls_jax.models.activations import gelu
 from dcls_jax.models.backbone import Backbone, Stage, classifier, drop_path_rates, small_normal, stochastic_depth
+from dcls_jax.models.checkpoints import Rename
 from dcls_jax.models.dcls import depthwise, shared_positions
-from dcls_jax.models.preprocess import Transform
+from dcls_jax.models.published import Published, Variant, zenodo
+from dcls_jax.models.transform import Transform
 
 TRANSFORM = Transform(resize=256, crop=224)
 
@@ -91,20 +93,20 @@ class ConvNeXtStage(Stage):
 class ConvNeXt(Backbone):
     checkpoint_renames = (
         # facebookresearch/ConvNeXt
-        (r"^downsample_layers\.0\.0\.", "stem.conv."),
-        (r"^downsample_layers\.0\.1\.", "stem.norm."),
-        (r"^downsample_layers\.(\d+)\.0\.", r"stages.\1.downsample.norm."),
-        (r"^downsample_layers\.(\d+)\.1\.", r"stages.\1.downsample.conv."),
-        (r"^stages\.(\d+)\.(\d+)\.", r"stages.\1.blocks.\2."),
-        (r"^head\.(weight|bias)$", r"fc.\1"),
+        Rename(r"^downsample_layers\.0\.0\.", "stem.conv."),
+        Rename(r"^downsample_layers\.0\.1\.", "stem.norm."),
+        Rename(r"^downsample_layers\.(\d+)\.0\.", r"stages.\1.downsample.norm."),
+        Rename(r"^downsample_layers\.(\d+)\.1\.", r"stages.\1.downsample.conv."),
+        Rename(r"^stages\.(\d+)\.(\d+)\.", r"stages.\1.blocks.\2."),
+        Rename(r"^head\.(weight|bias)$", r"fc.\1"),
         # timm
-        (r"^stem\.0\.", "stem.conv."),
-        (r"^stem\.1\.", "stem.norm."),
-        (r"\.downsample\.0\.", ".downsample.norm."),
-        (r"\.downsample\.1\.", ".downsample.conv."),
-        (r"\.conv_dw\.", ".dwconv."),
-        (r"\.mlp\.fc([12])\.", r".pwconv\1."),
-        (r"^head\.(norm|fc)\.", r"\1."),
+        Rename(r"^stem\.0\.", "stem.conv."),
+        Rename(r"^stem\.1\.", "stem.norm."),
+        Rename(r"\.downsample\.0\.", ".downsample.norm."),
+        Rename(r"\.downsample\.1\.", ".downsample.conv."),
+        Rename(r"\.conv_dw\.", ".dwconv."),
+        Rename(r"\.mlp\.fc([12])\.", r".pwconv\1."),
+        Rename(r"^head\.(norm|fc)\.", r"\1."),
     )
 
     def __init__(self, config: ConvNeXtConfig, *, rngs: nnx.Rngs):
@@ -121,13 +123,14 @@ class ConvNeXt(Backbone):
         return self.norm(features.mean((1, 2)))
 
 
+def _variant(size: str, config: ConvNeXtConfig, dcls: DclsConfig) -> Variant:
+    file = f"{size}_1k_224_ema.pth"
+    checkpoint = Published(f"https://dl.fbaipublicfiles.com/convnext/convnext_{file}")
+    return Variant(config, dcls, checkpoint, zenodo(7112021, f"convnext_dcls_{file}"))
+
+
 VARIANTS = {
-    "convnext_tiny": ConvNeXtConfig((3, 3, 9, 3), (96, 192, 384, 768)),
-    "convnext_small": ConvNeXtConfig((3, 3, 27, 3), (96, 192, 384, 768)),
-    "convnext_base": ConvNeXtConfig((3, 3, 27, 3), (128, 256, 512, 1024)),
-}
-DCLS = {
-    "convnext_tiny": DclsConfig(34, 17, "v0"),
-    "convnext_small": DclsConfig(40, 17, "v0"),
-    "convnext_base": DclsConfig(40, 17, "v0"),
+    "convnext_tiny": _variant("tiny", ConvNeXtConfig((3, 3, 9, 3), (96, 192, 384, 768)), DclsConfig(34, 17, "v0")),
+    "convnext_small": _variant("small", ConvNeXtConfig((3, 3, 27, 3), (96, 192, 384, 768)), DclsConfig(40, 17, "v0")),
+    "convnext_base": _variant("base", ConvNeXtConfig((3, 3, 27, 3), (128, 256, 512, 1024)), DclsConfig(40, 17, "v0")),
 }

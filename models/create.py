@@ -2,7 +2,6 @@
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
 from os import PathLike
 from types import SimpleNamespace
 from typing import Any, cast
@@ -17,24 +16,20 @@ from dcls_jax.layers import POSITIONS, DclsConfig
 from dcls_jax.models import convnext, fastvit, metaformer, resnet
 from dcls_jax.models.backbone import Backbone
 from dcls_jax.models.checkpoints import load_weights
-from dcls_jax.models.published import fetch
+from dcls_jax.models.published import Variant, fetch
 
-_FAMILIES: tuple[tuple[type, Mapping[str, Any], Mapping[str, DclsConfig]], ...] = (
-    (resnet.ResNet, resnet.VARIANTS, resnet.DCLS),
-    (convnext.ConvNeXt, convnext.VARIANTS, convnext.DCLS),
-    (metaformer.MetaFormer, metaformer.VARIANTS, metaformer.DCLS),
-    (fastvit.FastViT, fastvit.VARIANTS, fastvit.DCLS),
-)
+_FAMILIES: dict[type, dict[str, Variant]] = {
+    resnet.ResNet: resnet.VARIANTS,
+    convnext.ConvNeXt: convnext.VARIANTS,
+    metaformer.MetaFormer: metaformer.VARIANTS,
+    fastvit.FastViT: fastvit.VARIANTS,
+}
+MODELS = {name: (family, variant) for family, variants in _FAMILIES.items() for name, variant in variants.items()}
 
 
 def list_models() -> list[str]:
     """Every name that `create_model` knows."""
-    return [name for _, variants, _ in _FAMILIES for name in variants]
-
-
-def published_setting(name: str) -> DclsConfig:
-    """The DCLS setting with which a model was published."""
-    return next(settings[name] for _, _, settings in _FAMILIES if name in settings)
+    return list(MODELS)
 
 
 def create_model(
@@ -64,20 +59,19 @@ def create_model(
 
     Raises ValueError for an unknown name or setting and for weights that do not fit.
     """
-    if name not in list_models():
+    if name not in MODELS:
         nearest = difflib.get_close_matches(name, list_models(), n=3, cutoff=0)
         raise ValueError(f"name (={name!r}) is not a model; the nearest are {', '.join(nearest)}")
-    family, variants, settings = next(entry for entry in _FAMILIES if name in entry[1])
-    base, setting = variants[name], settings[name]
-    fields = [field.name for field in dataclasses.fields(base)]
+    family, variant = MODELS[name]
+    fields = [field.name for field in dataclasses.fields(variant.config)]
     for option in config:
         if option not in fields:
             raise ValueError(f"{option} is not a setting of {name}, which has {', '.join(fields)}")
-    config |= {"num_classes": num_classes, "dcls": (setting if dcls else None) if isinstance(dcls, bool) else dcls}
+    config |= {"num_classes": num_classes, "dcls": (variant.dcls if dcls else None) if isinstance(dcls, bool) else dcls}
     config = {key: tuple(value) if isinstance(value, list) else value for key, value in config.items()}
 
     def build(rngs: nnx.Rngs | None) -> Backbone:
-        model = family(dataclasses.replace(base, **config), rngs=nnx.Rngs(0) if rngs is None else rngs)
+        model = family(dataclasses.replace(variant.config, **config), rngs=nnx.Rngs(0) if rngs is None else rngs)
         model.set_attributes(dtype=dtype, precision=precision, raise_if_not_found=False)
         return model if param_dtype == jnp.float32 else _kept_in(model, param_dtype)
 
@@ -86,7 +80,7 @@ def create_model(
     if weights == "published":
         if not isinstance(dcls, bool):
             raise ValueError(f"weights are published for dcls True or False, not for dcls (={dcls})")
-        weights = fetch(name, dcls=dcls)
+        weights = fetch(variant.dcls_checkpoint if dcls else variant.checkpoint)
     new_head |= num_classes == 0
     if config.get("drop_path_rate") or (new_head and num_classes):  # something stays random
         return load_weights(build(rngs), weights, new_head=new_head)

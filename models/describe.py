@@ -16,9 +16,8 @@ from flax import nnx
 from jax.extend.core import jaxprs_in_params
 
 from dcls_jax.freezing import freeze
-from dcls_jax.models.create import create_model, list_models, shapes_only
-from dcls_jax.models.preprocess import Transform
-from dcls_jax.models.published import CHECKPOINTS
+from dcls_jax.models.create import MODELS, create_model, shapes_only
+from dcls_jax.models.transform import Transform
 
 _TABLE = Path(__file__).with_name("descriptions.json")
 
@@ -33,7 +32,7 @@ class Description:
     macs: int
     activation: tuple[int, ...]
     transform: Transform
-    checkpoint: str | None
+    checkpoint: str
 
 
 def descriptions() -> list[Description]:
@@ -55,7 +54,7 @@ def describe(name: str, *, dcls: bool, size: int | None = None) -> Description:
     image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
     frozen = nnx.eval_shape(freeze, model)
     jaxpr = jax.make_jaxpr(lambda model, image: model(image))(frozen, image)
-    published = CHECKPOINTS.get((name, dcls))
+    _, variant = MODELS[name]
     return Description(
         name,
         dcls,
@@ -63,7 +62,7 @@ def describe(name: str, *, dcls: bool, size: int | None = None) -> Description:
         _macs(jaxpr.jaxpr),
         jax.eval_shape(lambda model, image: model.features(image), model, image).shape[1:],
         model.transform,
-        None if published is None else published.file,
+        (variant.dcls_checkpoint if dcls else variant.checkpoint).file,
     )
 
 
@@ -87,6 +86,6 @@ def _macs(jaxpr: Any) -> int:
 
 
 if __name__ == "__main__":
-    described = [describe(name, dcls=dcls) for name in list_models() for dcls in (False, True)]
+    described = [describe(name, dcls=dcls) for name in MODELS for dcls in (False, True)]
     rows = (json.dumps(dataclasses.asdict(it)) for it in described)
     _TABLE.write_text("[\n" + ",\n".join(rows) + "\n]\n")

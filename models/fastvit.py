@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
@@ -13,10 +14,12 @@ from dcls_jax.layers import Conv, Dcls2d, DclsConfig, Positions
 from dcls_jax.models.activations import gelu
 from dcls_jax.models.attention import self_attention
 from dcls_jax.models.backbone import Backbone, Layer, Stage, classifier, drop_path_rates, small_normal, stochastic_depth
+from dcls_jax.models.checkpoints import Rename
 from dcls_jax.models.dcls import depthwise, shared_positions
+from dcls_jax.models.fusion import Filter, Fusible, identity, reparameterise
 from dcls_jax.models.norms import BatchNorm
-from dcls_jax.models.preprocess import Transform
-from dcls_jax.models.reparameterise import ConvNorm, Filter, Fusible, MobileOne, MultiBranch, identity, reparameterise
+from dcls_jax.models.published import Published, Variant, zenodo
+from dcls_jax.models.transform import Transform
 
 # Apple's: 256 / 0.9 and, for SA36, 256 / 0.95. An early version of the DCLS study used Transform(256, 256).
 TRANSFORM = Transform(resize=284, crop=256)
@@ -48,6 +51,90 @@ class FastViTConfig:
 
 def _linear(in_dim: int, out_dim: int, rngs: nnx.Rngs, *, bias: bool = True) -> nnx.Linear:
     return nnx.Linear(in_dim, out_dim, use_bias=bias, kernel_init=small_normal, rngs=rngs)
+
+
+class ConvNorm(nnx.Module):
+    """A convolution of `dim` output channels, then batch normalisation."""
+
+    def __init__(self, conv: Conv | Dcls2d, dim: int, *, rngs: nnx.Rngs):
+        self.conv = conv
+        self.bn = BatchNorm(dim, rngs=rngs)
+
+    def __call__(self, x: Array, positions: Positions | None = None) -> Array:
+        return self.bn(self.conv(x, positions))
+
+    def filter(self) -> Filter:
+        return Filter.of(self.conv).then(self.bn)
+
+
+class MultiBranch(Fusible):
+    """Sum of a batch-normalised convolution of each of `sizes` and, where shapes allow, the batch-normalised input."""
+
+    def __init__(
+        self, in_dim: int, out_dim: int, sizes: tuple[int, ...], *, stride: int = 1, groups: int = 1, rngs: nnx.Rngs
+    ):
+        self.stride = stride
+        self.groups = groups
+
+        def branch(size: int) -> ConvNorm:
+            conv = Conv(
+                in_dim,
+                out_dim,
+                (size, size),
+                stride=stride,
+                padding=size // 2,
+                groups=groups,
+                bias=False,
+                rngs=rngs,
+            )
+            return ConvNorm(conv, out_dim, rngs=rngs)
+
+        self.branches = nnx.List(branch(size) for size in sizes)
+        self.skip = BatchNorm(out_dim, rngs=rngs) if in_dim == out_dim and stride == 1 else None
+
+    def __call__(self, x: Array) -> Array:
+        """x (B, H, W, in_dim) -> (B, H / stride, W / stride, out_dim)."""
+        y = sum((branch(x) for branch in self.branches[1:]), self.branches[0](x))
+        return y if self.skip is None else y + self.skip(x)
+
+    def filter(self) -> Filter:
+        filters = [branch.filter() for branch in self.branches]
+        total = sum(filters[1:], filters[0])
+        return total if self.skip is None else total + identity(len(total.bias), self.groups).then(self.skip)
+
+
+class SqueezeExcite(nnx.Module):
+    """A gate for each channel, computed from the means of all (arXiv 1709.01507)."""
+
+    def __init__(self, dim: int, *, rngs: nnx.Rngs):
+        self.reduce = Conv(dim, dim // 16, (1, 1), rngs=rngs)
+        self.expand = Conv(dim // 16, dim, (1, 1), rngs=rngs)
+
+    def __call__(self, x: Array) -> Array:
+        mean = x.mean((1, 2), keepdims=True)
+        return x * jax.nn.sigmoid(self.expand(jax.nn.relu(self.reduce(mean))))
+
+
+class MobileOne(nnx.Module):
+    """A sum of branches, or the convolution that it fuses to, then GELU."""
+
+    def __init__(
+        self,
+        in_dim: int,
+        out_dim: int,
+        sizes: tuple[int, ...],
+        *,
+        stride: int = 1,
+        groups: int = 1,
+        squeeze_excite: bool = False,
+        rngs: nnx.Rngs,
+    ):
+        self.conv = MultiBranch(in_dim, out_dim, sizes, stride=stride, groups=groups, rngs=rngs)
+        self.se = SqueezeExcite(out_dim, rngs=rngs) if squeeze_excite else None
+
+    def __call__(self, x: Array) -> Array:
+        x = self.conv(x)
+        return gelu(x if self.se is None else self.se(x))
 
 
 def stem(in_channels: int, dim: int, rngs: nnx.Rngs) -> nnx.Sequential:
@@ -182,36 +269,36 @@ class FastViTStage(Stage):
 class FastViT(Backbone):
     checkpoint_renames = (
         # apple/ml-fastvit
-        (r"^patch_embed\.", "stem."),
-        (r"^network\.0\.", "stages.0.blocks."),
-        (r"^network\.1\.", "stages.1.downsample."),
-        (r"^network\.2\.", "stages.1.blocks."),
-        (r"^network\.3\.", "stages.2.downsample."),
-        (r"^network\.4\.", "stages.2.blocks."),
-        (r"^network\.5\.", "stages.3.downsample."),
-        (r"^network\.6\.", "stages.3.pos_emb."),
-        (r"^network\.7\.", "stages.3.blocks."),
+        Rename(r"^patch_embed\.", "stem."),
+        Rename(r"^network\.0\.", "stages.0.blocks."),
+        Rename(r"^network\.1\.", "stages.1.downsample."),
+        Rename(r"^network\.2\.", "stages.1.blocks."),
+        Rename(r"^network\.3\.", "stages.2.downsample."),
+        Rename(r"^network\.4\.", "stages.2.blocks."),
+        Rename(r"^network\.5\.", "stages.3.downsample."),
+        Rename(r"^network\.6\.", "stages.3.pos_emb."),
+        Rename(r"^network\.7\.", "stages.3.blocks."),
         # timm
-        (r"^final_conv\.", "conv_exp."),
-        (r"\.se\.fc1\.", ".se.reduce."),
-        (r"\.se\.fc2\.", ".se.expand."),
-        (r"\.mlp\.", ".convffn."),
-        (r"\.gamma$", ""),
+        Rename(r"^final_conv\.", "conv_exp."),
+        Rename(r"\.se\.fc1\.", ".se.reduce."),
+        Rename(r"\.se\.fc2\.", ".se.expand."),
+        Rename(r"\.mlp\.", ".convffn."),
+        Rename(r"\.gamma$", ""),
         # either
-        (r"^head\.(fc\.)?", "fc."),
-        (r"^stem\.(\d+)\.", r"stem.layers.\1."),
-        (r"\.downsample\.proj\.", ".downsample.layers."),
-        (r"\.pos_emb\.(pe|pos_enc)\.", ".pos_emb.conv."),
-        (r"\.(rbr_conv|conv_kxk)\.0\.", ".conv.branches.0."),
-        (r"\.(rbr_scale|conv_scale)\.", ".conv.branches.1."),
-        (r"\.(rbr_skip|identity)\.", ".conv.skip."),
-        (r"\.(lkb_origin|large_conv)\.", ".branches.0."),
-        (r"\.small_conv\.", ".branches.1."),
-        (r"\.mixer\.conv\.", ".mixer."),
-        (r"\.norm\.conv\.skip\.", ".norm."),
+        Rename(r"^head\.(fc\.)?", "fc."),
+        Rename(r"^stem\.(\d+)\.", r"stem.layers.\1."),
+        Rename(r"\.downsample\.proj\.", ".downsample.layers."),
+        Rename(r"\.pos_emb\.(pe|pos_enc)\.", ".pos_emb.conv."),
+        Rename(r"\.(rbr_conv|conv_kxk)\.0\.", ".conv.branches.0."),
+        Rename(r"\.(rbr_scale|conv_scale)\.", ".conv.branches.1."),
+        Rename(r"\.(rbr_skip|identity)\.", ".conv.skip."),
+        Rename(r"\.(lkb_origin|large_conv)\.", ".branches.0."),
+        Rename(r"\.small_conv\.", ".branches.1."),
+        Rename(r"\.mixer\.conv\.", ".mixer."),
+        Rename(r"\.norm\.conv\.skip\.", ".norm."),
         # either, fused: the convolution that has taken the place of a whole module, or of a MobileOne's branches
-        (r"\.(token_mixer|pos_emb|downsample\.layers\.0)\.(reparam_conv|lkb_reparam)\.", r".\1."),
-        (r"\.reparam_conv\.", ".conv."),
+        Rename(r"\.(token_mixer|pos_emb|downsample\.layers\.0)\.(reparam_conv|lkb_reparam)\.", r".\1."),
+        Rename(r"\.reparam_conv\.", ".conv."),
     )
 
     def __init__(self, config: FastViTConfig, *, rngs: nnx.Rngs):
@@ -235,13 +322,18 @@ class FastViT(Backbone):
         return features.mean((1, 2))
 
 
+def _variant(size: str, config: FastViTConfig) -> Variant:
+    folder = "https://docs-assets.developer.apple.com/ml-research/models/fastvit/image_classification_models"
+    checkpoint = Published(f"{folder}/fastvit_{size}.pth.tar")
+    dcls_checkpoint = zenodo(8370737, f"fastvit_{size}_v1_17lim_34el_seed0.pth.tar")
+    return Variant(config, DclsConfig(34, 17, "v1"), checkpoint, dcls_checkpoint)
+
+
+_DIMS = (64, 128, 256, 512)
+
 VARIANTS = {
-    "fastvit_sa24": FastViTConfig((4, 4, 12, 4), (64, 128, 256, 512)),
-    "fastvit_sa36": FastViTConfig(
-        (6, 6, 18, 6), (64, 128, 256, 512), layer_scale_init_value=1e-6, transform=TRANSFORM_SA36
+    "fastvit_sa24": _variant("sa24", FastViTConfig((4, 4, 12, 4), _DIMS)),
+    "fastvit_sa36": _variant(
+        "sa36", FastViTConfig((6, 6, 18, 6), _DIMS, layer_scale_init_value=1e-6, transform=TRANSFORM_SA36)
     ),
-}
-DCLS = {
-    "fastvit_sa24": DclsConfig(34, 17, "v1"),
-    "fastvit_sa36": DclsConfig(34, 17, "v1"),
 }

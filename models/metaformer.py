@@ -12,8 +12,10 @@ from dcls_jax.arrays import along_channels
 from dcls_jax.layers import Conv, DclsConfig, Positions
 from dcls_jax.models.attention import self_attention
 from dcls_jax.models.backbone import Backbone, Stage, drop_path_rates, small_normal, stochastic_depth
+from dcls_jax.models.checkpoints import Rename
 from dcls_jax.models.dcls import depthwise, shared_positions
-from dcls_jax.models.preprocess import Transform
+from dcls_jax.models.published import Published, Variant, zenodo
+from dcls_jax.models.transform import Transform
 
 TRANSFORM = Transform(resize=224, crop=224)
 HEAD_DIM = 32
@@ -183,16 +185,16 @@ class MetaFormerStage(Stage):
 class MetaFormer(Backbone):
     checkpoint_renames = (
         # sail-sg/metaformer
-        (r"^downsample_layers\.0\.conv\.", "stem.conv."),
-        (r"^downsample_layers\.0\.post_norm\.", "stem.norm."),
-        (r"^downsample_layers\.(\d+)\.conv\.", r"stages.\1.downsample.conv."),
-        (r"^downsample_layers\.(\d+)\.pre_norm\.", r"stages.\1.downsample.norm."),
-        (r"^stages\.(\d+)\.(\d+)\.", r"stages.\1.blocks.\2."),
+        Rename(r"^downsample_layers\.0\.conv\.", "stem.conv."),
+        Rename(r"^downsample_layers\.0\.post_norm\.", "stem.norm."),
+        Rename(r"^downsample_layers\.(\d+)\.conv\.", r"stages.\1.downsample.conv."),
+        Rename(r"^downsample_layers\.(\d+)\.pre_norm\.", r"stages.\1.downsample.norm."),
+        Rename(r"^stages\.(\d+)\.(\d+)\.", r"stages.\1.blocks.\2."),
         # timm, whose head.norm is the norm before the original's head
-        (r"^head\.norm\.", "norm.", r"^stem\."),
+        Rename(r"^head\.norm\.", "norm.", where=r"^stem\."),
         # both
-        (r"^head\.(?:fc\.)?(fc1|norm|fc2)\.", r"fc.\1."),
-        (r"\.scale$", ".weight"),
+        Rename(r"^head\.(?:fc\.)?(fc1|norm|fc2)\.", r"fc.\1."),
+        Rename(r"\.scale$", ".weight"),
     )
 
     def __init__(self, config: MetaFormerConfig, *, rngs: nnx.Rngs):
@@ -209,8 +211,19 @@ class MetaFormer(Backbone):
         return self.norm(features.mean((1, 2)))
 
 
+_SAIL = "https://huggingface.co/sail/dl/resolve/main"
+
 VARIANTS = {
-    "caformer_s18": MetaFormerConfig((3, 3, 9, 3), (64, 128, 320, 512), ("convolution",) * 2 + ("attention",) * 2),
-    "convformer_s18": MetaFormerConfig((3, 3, 9, 3), (64, 128, 320, 512), ("convolution",) * 4),
+    "caformer_s18": Variant(
+        MetaFormerConfig((3, 3, 9, 3), (64, 128, 320, 512), ("convolution",) * 2 + ("attention",) * 2),
+        DclsConfig(34, 17, "v1"),
+        Published(f"{_SAIL}/caformer/caformer_s18.pth"),
+        zenodo(8370737, "caformer_s18_v1_17lim_34el_seed0.pth.tar"),
+    ),
+    "convformer_s18": Variant(
+        MetaFormerConfig((3, 3, 9, 3), (64, 128, 320, 512), ("convolution",) * 4),
+        DclsConfig(40, 17, "v1"),
+        Published(f"{_SAIL}/convformer/convformer_s18.pth"),
+        zenodo(8370737, "convformer_s18_v1_17lim_40el_seed0.pth.tar"),
+    ),
 }
-DCLS = {"caformer_s18": DclsConfig(34, 17, "v1"), "convformer_s18": DclsConfig(40, 17, "v1")}

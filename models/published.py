@@ -1,4 +1,4 @@
-"""The published checkpoints: where they are, and how they are fetched."""
+"""What is published of a model: settings, and checkpoints, where they are and how they are fetched."""
 
 import os
 import re
@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from dcls_jax.layers import DclsConfig
 
 
 @dataclass(frozen=True)
@@ -32,43 +34,19 @@ class Published:
         return named[1] if named else ""
 
 
-def _zenodo(record: int, file: str) -> Published:
+def zenodo(record: int, file: str) -> Published:
+    """A file of a Zenodo record."""
     return Published(f"https://zenodo.org/records/{record}/files/{file}", f"10.5281/zenodo.{record}")
 
 
-def _convnext(size: str) -> dict[tuple[str, bool], Published]:
-    file = f"convnext_{size}_1k_224_ema.pth"
-    return {
-        (f"convnext_{size}", False): Published(f"https://dl.fbaipublicfiles.com/convnext/{file}"),
-        (f"convnext_{size}", True): _zenodo(7112021, f"convnext_dcls_{size}_1k_224_ema.pth"),
-    }
+@dataclass(frozen=True)
+class Variant:
+    """A named model: its family's config, the DCLS setting that was published, and the weights without and with it."""
 
-
-def _fastvit(size: str) -> dict[tuple[str, bool], Published]:
-    folder = "https://docs-assets.developer.apple.com/ml-research/models/fastvit/image_classification_models"
-    return {
-        (f"fastvit_{size}", False): Published(f"{folder}/fastvit_{size}.pth.tar"),
-        (f"fastvit_{size}", True): _zenodo(8370737, f"fastvit_{size}_v1_17lim_34el_seed0.pth.tar"),
-    }
-
-
-# (name of the model, with DCLS) -> file
-CHECKPOINTS: dict[tuple[str, bool], Published] = {
-    ("resnet50", False): Published(
-        "https://github.com/huggingface/pytorch-image-models/releases/download/v0.1-rsb-weights/"
-        "resnet50_a1_0-14fe96d1.pth"
-    ),
-    ("resnet50", True): _zenodo(8373830, "resnet_dcls_kernel_5_model_best.pth.tar"),
-    **_convnext("tiny"),
-    **_convnext("small"),
-    **_convnext("base"),
-    ("caformer_s18", False): Published("https://huggingface.co/sail/dl/resolve/main/caformer/caformer_s18.pth"),
-    ("caformer_s18", True): _zenodo(8370737, "caformer_s18_v1_17lim_34el_seed0.pth.tar"),
-    ("convformer_s18", False): Published("https://huggingface.co/sail/dl/resolve/main/convformer/convformer_s18.pth"),
-    **_fastvit("sa24"),
-    **_fastvit("sa36"),
-    ("convformer_s18", True): _zenodo(8370737, "convformer_s18_v1_17lim_40el_seed0.pth.tar"),
-}
+    config: Any
+    dcls: DclsConfig
+    checkpoint: Published
+    dcls_checkpoint: Published
 
 
 class DownloadError(OSError):
@@ -82,13 +60,12 @@ def cache_folder() -> Path:
     return Path(os.environ.get("DCLS_JAX_CACHE") or pooch.os_cache("dcls_jax"))
 
 
-def fetch(name: str, *, dcls: bool) -> Path:
-    """Path of a published checkpoint, downloaded with a progress bar unless it is there.
+def fetch(published: Published) -> Path:
+    """Path of a published file, downloaded with a progress bar unless it is there.
 
     It is checked by its size, and by its hash as far as that is known (see `Published`), before it takes its name.
     Raises DownloadError, which says where to get the file and where to put it.
     """
-    published = CHECKPOINTS[name, dcls]
     target = cache_folder() / published.file
     if target.exists():
         return target

@@ -9,9 +9,11 @@ from jax.nn.initializers import variance_scaling
 
 from dcls_jax.layers import Conv, Dcls2d, DclsConfig, Positions, torch_uniform
 from dcls_jax.models.backbone import Backbone, Stage, classifier, drop_path_rates, small_normal, stochastic_depth
+from dcls_jax.models.checkpoints import Rename
 from dcls_jax.models.dcls import shared_positions
 from dcls_jax.models.norms import BatchNorm
-from dcls_jax.models.preprocess import Transform
+from dcls_jax.models.published import Published, Variant, zenodo
+from dcls_jax.models.transform import Transform
 
 TRANSFORM = Transform(resize=235, crop=224)
 EXPANSION = 4  # output channels of a bottleneck per plane
@@ -118,14 +120,14 @@ class ResNetStage(Stage):
 
 class ResNet(Backbone):
     checkpoint_renames = (
-        (r"^conv1\.", "stem.conv."),
-        (r"^bn1\.", "stem.norm."),
-        (r"^layer1\.(\d+)\.", r"stages.0.blocks.\1."),
-        (r"^layer2\.(\d+)\.", r"stages.1.blocks.\1."),
-        (r"^layer3\.(\d+)\.", r"stages.2.blocks.\1."),
-        (r"^layer4\.(\d+)\.", r"stages.3.blocks.\1."),
-        (r"\.downsample\.0\.", ".downsample.conv."),
-        (r"\.downsample\.1\.", ".downsample.norm."),
+        Rename(r"^conv1\.", "stem.conv."),
+        Rename(r"^bn1\.", "stem.norm."),
+        Rename(r"^layer1\.(\d+)\.", r"stages.0.blocks.\1."),
+        Rename(r"^layer2\.(\d+)\.", r"stages.1.blocks.\1."),
+        Rename(r"^layer3\.(\d+)\.", r"stages.2.blocks.\1."),
+        Rename(r"^layer4\.(\d+)\.", r"stages.3.blocks.\1."),
+        Rename(r"\.downsample\.0\.", ".downsample.conv."),
+        Rename(r"\.downsample\.1\.", ".downsample.norm."),
     )
 
     def __init__(self, config: ResNetConfig, *, rngs: nnx.Rngs):
@@ -141,5 +143,13 @@ class ResNet(Backbone):
         return features.mean((1, 2))
 
 
-VARIANTS = {"resnet50": ResNetConfig((3, 4, 6, 3), (64, 128, 256, 512))}
-DCLS = {"resnet50": DclsConfig(5, 7, "v0")}
+_TIMM = "https://github.com/huggingface/pytorch-image-models/releases/download"
+
+VARIANTS = {
+    "resnet50": Variant(
+        ResNetConfig((3, 4, 6, 3), (64, 128, 256, 512)),
+        DclsConfig(5, 7, "v0"),
+        Published(f"{_TIMM}/v0.1-rsb-weights/resnet50_a1_0-14fe96d1.pth"),
+        zenodo(8373830, "resnet_dcls_kernel_5_model_best.pth.tar"),
+    )
+}

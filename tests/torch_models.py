@@ -35,7 +35,7 @@ from DCLS.construct.modules import Dcls2d  # noqa: E402
 
 logging.disable(logging.NOTSET)
 
-from dcls_jax.models.create import published_setting  # noqa: E402
+from dcls_jax.models.create import MODELS  # noqa: E402
 
 
 def torch_model(name: str, dcls: bool, seed: int | None = None) -> nn.Module:
@@ -52,7 +52,7 @@ def torch_model(name: str, dcls: bool, seed: int | None = None) -> nn.Module:
 
 def _use_dcls(model: nn.Module, name: str) -> None:
     """Put DCLS where the study does; layers of a stage share the positions of its first."""
-    setting = published_setting(name)
+    setting = MODELS[name][1].dcls
     widest, shared = 0, None
     for path, conv in list(model.named_modules()):
         if not isinstance(conv, nn.Conv2d) or not _is_replaced(name, conv):

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from dcls_jax.eval import cli
-from dcls_jax.models import convnext, create_model, save_weights
+from dcls_jax.models import create, create_model, save_weights
 from tests.conftest import random_model
 
 
@@ -54,8 +54,9 @@ def test_errors_are_one_line_and_code_1(monkeypatch, capsys, tmp_path, arguments
 def small():
     """ConvNeXt-T with one narrow block a stage, which compiles in a second: the command line is not about size."""
     with pytest.MonkeyPatch.context() as patch:
-        tiny = replace(convnext.VARIANTS["convnext_tiny"], depths=(1, 1, 1, 1), dims=(8, 8, 8, 8))
-        patch.setitem(convnext.VARIANTS, "convnext_tiny", tiny)
+        family, variant = create.MODELS["convnext_tiny"]
+        tiny = replace(variant, config=replace(variant.config, depths=(1, 1, 1, 1), dims=(8, 8, 8, 8)))
+        patch.setitem(create.MODELS, "convnext_tiny", (family, tiny))
         yield
 
 

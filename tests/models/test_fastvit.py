@@ -18,9 +18,9 @@ from dcls_jax.cam import activations_and_gradients, study_maps
 from dcls_jax.models import load_weights
 from dcls_jax.models.backbone import stochastic_depth
 from dcls_jax.models.create import shapes_only
-from dcls_jax.models.fastvit import DCLS, VARIANTS, ConvFFN, FastViT, FastViTConfig
+from dcls_jax.models.fastvit import VARIANTS, ConvFFN, FastViT, FastViTConfig, MultiBranch
+from dcls_jax.models.fusion import Filter, Fusible, identity, reparameterise
 from dcls_jax.models.norms import BatchNorm
-from dcls_jax.models.reparameterise import Filter, Fusible, MultiBranch, identity, reparameterise
 from tests.conftest import DATA
 
 GOLDEN = ("fastvit_base", "fastvit_dcls_v0", "fastvit_dcls_v1")
@@ -123,13 +123,13 @@ def listing(name: str) -> dict[str, np.ndarray]:
     ("name", "setting", "count", "statistics", "listings"),
     [
         ("fastvit_sa24", {}, 21_554_216, 58_624, ("base", "timm_base")),
-        ("fastvit_sa24", {"dcls": DCLS["fastvit_sa24"]}, 21_523_496, 58_624, ("dcls",)),
+        ("fastvit_sa24", {"dcls": VARIANTS["fastvit_sa24"].dcls}, 21_523_496, 58_624, ("dcls",)),
         ("fastvit_sa24", {"fused": True}, 21_501_288, 15_872, ("fused_base",)),
         ("fastvit_sa36", {"fused": True}, 31_457_256, 23_808, ("fused_base",)),
     ],
 )
 def test_parameter_counts_and_key_listings(name, setting, count, statistics, listings):
-    model = nnx.eval_shape(lambda: FastViT(replace(VARIANTS[name], **setting), rngs=shapes_only()))
+    model = nnx.eval_shape(lambda: FastViT(replace(VARIANTS[name].config, **setting), rngs=shapes_only()))
     assert sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))) == count
     assert sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.BatchStat))) == statistics
     for kind in listings:
@@ -196,7 +196,7 @@ def test_initialisation_is_apple_s():
     assert not ffn.fc1.bias[...].any()
     stem = MultiBranch(3, 64, (3,), stride=2, rngs=nnx.Rngs(0)).branches[0].conv.kernel[...]
     assert np.isclose(stem.std(), (1 / 3 / 27) ** 0.5, rtol=0.1)  # uniform within 1 / sqrt(fan_in)
-    assert [config.layer_scale_init_value for config in VARIANTS.values()] == [1e-5, 1e-6]
+    assert [variant.config.layer_scale_init_value for variant in VARIANTS.values()] == [1e-5, 1e-6]
 
 
 def test_attention_heads_have_32_channels():

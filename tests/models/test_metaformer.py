@@ -26,7 +26,7 @@ def model():
 
 
 def test_layer_names():
-    names = nnx.eval_shape(lambda: MetaFormer(VARIANTS["caformer_s18"], rngs=nnx.Rngs(0))).layer_names()
+    names = nnx.eval_shape(lambda: MetaFormer(VARIANTS["caformer_s18"].config, rngs=nnx.Rngs(0))).layer_names()
     assert names[:3] == ["stem", "stages.0.blocks.0", "stages.0.blocks.1"]
     assert [name for name in names if "downsample" in name] == [f"stages.{i}.downsample" for i in (1, 2, 3)]
     assert len(names) == 1 + 3 + 18 + 5
@@ -79,7 +79,7 @@ def test_attention_by_hand():
 
 def test_norm_epsilons():
     """1e-6 but for the head's hidden layer; logits hardly tell."""
-    model = nnx.eval_shape(lambda: MetaFormer(VARIANTS["convformer_s18"], rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: MetaFormer(VARIANTS["convformer_s18"].config, rngs=nnx.Rngs(0)))
     norms = {path: m for path, m in nnx.iter_modules(model) if isinstance(m, nnx.LayerNorm)}
     assert {path for path, norm in norms.items() if norm.epsilon != 1e-6} == {("fc", "norm")}
     assert MlpHead(8, 3, rngs=nnx.Rngs(0)).norm.epsilon == 1e-5
@@ -102,7 +102,7 @@ def test_timms_names_lead_to_the_same_places():
     config = MetaFormerConfig(
         tuple(spec["config"]["depths"]),
         tuple(spec["config"]["dims"]),
-        VARIANTS["caformer_s18"].token_mixers,
+        VARIANTS["caformer_s18"].config.token_mixers,
         10,
         DclsConfig(**spec["dcls"]),
     )

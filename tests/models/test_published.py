@@ -8,8 +8,9 @@ import threading
 
 import pytest
 
-from dcls_jax.models import DownloadError, list_models, published
-from dcls_jax.models.published import CHECKPOINTS, Published, fetch
+from dcls_jax.models import DownloadError
+from dcls_jax.models.create import MODELS
+from dcls_jax.models.published import Published, fetch, zenodo
 
 CONTENT = b"weights" * 1000
 
@@ -33,28 +34,24 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "cache"
 
 
-def use(monkeypatch, entry):
-    monkeypatch.setitem(CHECKPOINTS, ("convnext_tiny", True), entry)
-
-
 def test_a_file_is_fetched_checked_and_kept(server, cache, monkeypatch):
     folder, address = server
     (folder / "tiny.pth").write_bytes(CONTENT)
-    use(monkeypatch, Published(f"{address}/tiny.pth", sha256=hashlib.sha256(CONTENT).hexdigest()))
-    path = fetch("convnext_tiny", dcls=True)
+    entry = Published(f"{address}/tiny.pth", sha256=hashlib.sha256(CONTENT).hexdigest())
+    path = fetch(entry)
     assert path == cache / "tiny.pth"
     assert path.read_bytes() == CONTENT
     (folder / "tiny.pth").unlink()
-    assert fetch("convnext_tiny", dcls=True) == path  # from the cache
+    assert fetch(entry) == path  # from the cache
     assert [file.name for file in cache.iterdir()] == ["tiny.pth"]
 
 
 def test_a_damaged_download_is_refused_and_not_kept(server, cache, monkeypatch):
     folder, address = server
     (folder / "tiny.pth").write_bytes(CONTENT[:-1])
-    use(monkeypatch, Published(f"{address}/tiny.pth", sha256=hashlib.sha256(CONTENT).hexdigest()))
+    entry = Published(f"{address}/tiny.pth", sha256=hashlib.sha256(CONTENT).hexdigest())
     with pytest.raises(DownloadError, match=r"tiny\.pth.*hash"):
-        fetch("convnext_tiny", dcls=True)
+        fetch(entry)
     assert not list(cache.iterdir())
 
 
@@ -63,14 +60,14 @@ def test_a_name_with_a_hash_is_believed(server, cache, monkeypatch):
     begins = hashlib.sha256(CONTENT).hexdigest()[:8]
     for named in (f"tiny-{begins}.pth", "tiny-01234567.pth"):
         (folder / named).write_bytes(CONTENT)
-    use(monkeypatch, Published(f"{address}/tiny-{begins}.pth"))
-    assert fetch("convnext_tiny", dcls=True).read_bytes() == CONTENT
-    use(monkeypatch, Published(f"{address}/tiny-01234567.pth"))
+    entry = Published(f"{address}/tiny-{begins}.pth")
+    assert fetch(entry).read_bytes() == CONTENT
+    entry = Published(f"{address}/tiny-01234567.pth")
     with pytest.raises(DownloadError, match=rf"begins with {begins}, expected 01234567"):
-        fetch("convnext_tiny", dcls=True)
+        fetch(entry)
     assert [file.name for file in cache.iterdir()] == [f"tiny-{begins}.pth"]
-    assert CHECKPOINTS["resnet50", False].sha256_begins == "14fe96d1"
-    assert not CHECKPOINTS["fastvit_sa24", False].sha256_begins
+    assert MODELS["resnet50"][1].checkpoint.sha256_begins == "14fe96d1"
+    assert not MODELS["fastvit_sa24"][1].checkpoint.sha256_begins
 
 
 def test_a_file_cut_short_is_not_kept(server, cache, monkeypatch):
@@ -82,9 +79,9 @@ def test_a_file_cut_short_is_not_kept(server, cache, monkeypatch):
         send_header(handler, name, str(len(CONTENT) + 1) if name == "Content-Length" else value)
 
     monkeypatch.setattr(http.server.SimpleHTTPRequestHandler, "send_header", longer)
-    use(monkeypatch, Published(f"{address}/tiny.pth"))
+    entry = Published(f"{address}/tiny.pth")
     with pytest.raises(DownloadError, match="could not download"):
-        fetch("convnext_tiny", dcls=True)
+        fetch(entry)
     assert not list(cache.iterdir())
 
 
@@ -99,21 +96,21 @@ def test_a_zenodo_record_gives_address_and_hash(server, cache, monkeypatch):
 
     monkeypatch.setattr(pooch.downloaders, "doi_to_url", lambda doi, **_: "https://zenodo.org/records/7")
     monkeypatch.setattr(pooch.downloaders.ZenodoRepository, "base_api_url", f"{address}/records")
-    use(monkeypatch, published._zenodo(7, "tiny.pth"))
-    assert fetch("convnext_tiny", dcls=True).read_bytes() == CONTENT
+    entry = zenodo(7, "tiny.pth")
+    assert fetch(entry).read_bytes() == CONTENT
 
 
 def test_offline_one_line_says_what_to_do(cache, monkeypatch):
-    use(monkeypatch, Published("http://127.0.0.1:9/tiny.pth"))
+    entry = Published("http://127.0.0.1:9/tiny.pth")
     with pytest.raises(DownloadError) as error:
-        fetch("convnext_tiny", dcls=True)
+        fetch(entry)
     text = str(error.value)
     assert "\n" not in text
     assert "get it from http://127.0.0.1:9/tiny.pth" in text
     assert f"put it at {cache / 'tiny.pth'}" in text
 
 
-@pytest.mark.parametrize("dcls", [False, True])
-@pytest.mark.parametrize("name", list_models())
-def test_every_model_has_a_published_file(name, dcls):
-    assert CHECKPOINTS[name, dcls].url.startswith("https://")
+def test_every_model_has_published_files_of_its_own():
+    files = [file for _, variant in MODELS.values() for file in (variant.checkpoint, variant.dcls_checkpoint)]
+    assert len({file.url for file in files}) == len(files) == 16
+    assert all(file.url.startswith("https://") for file in files)

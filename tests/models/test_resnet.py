@@ -19,7 +19,7 @@ def model():
 
 
 def test_layer_names():
-    names = nnx.eval_shape(lambda: ResNet(VARIANTS["resnet50"], rngs=nnx.Rngs(0))).layer_names()
+    names = nnx.eval_shape(lambda: ResNet(VARIANTS["resnet50"].config, rngs=nnx.Rngs(0))).layer_names()
     assert names[:4] == ["stem", "stages.0.blocks.0", "stages.0.blocks.1", "stages.0.blocks.2"]
     assert names[-5:] == ["stages.0", "stages.1", "stages.2", "stages.3", "features"]
     assert len(names) == 1 + 16 + 5

@@ -9,8 +9,7 @@ from flax import nnx
 from jax import Array
 
 from dcls_jax.freezing import freeze, modules_by_path, set_module
-from dcls_jax.layers import Conv, Dcls2d, Positions
-from dcls_jax.models.activations import gelu
+from dcls_jax.layers import Conv, Dcls2d
 from dcls_jax.models.norms import BatchNorm
 
 M = TypeVar("M", bound=nnx.Module)
@@ -91,90 +90,6 @@ class Fusible(nnx.Module):
 def _kernel_and_bias(module: Fusible) -> tuple[Array, Array]:
     filter = module.filter()
     return filter.kernel, filter.bias
-
-
-class ConvNorm(nnx.Module):
-    """A convolution of `dim` output channels, then batch normalisation."""
-
-    def __init__(self, conv: Conv | Dcls2d, dim: int, *, rngs: nnx.Rngs):
-        self.conv = conv
-        self.bn = BatchNorm(dim, rngs=rngs)
-
-    def __call__(self, x: Array, positions: Positions | None = None) -> Array:
-        return self.bn(self.conv(x, positions))
-
-    def filter(self) -> Filter:
-        return Filter.of(self.conv).then(self.bn)
-
-
-class MultiBranch(Fusible):
-    """Sum of a batch-normalised convolution of each of `sizes` and, where shapes allow, the batch-normalised input."""
-
-    def __init__(
-        self, in_dim: int, out_dim: int, sizes: tuple[int, ...], *, stride: int = 1, groups: int = 1, rngs: nnx.Rngs
-    ):
-        self.stride = stride
-        self.groups = groups
-
-        def branch(size: int) -> ConvNorm:
-            conv = Conv(
-                in_dim,
-                out_dim,
-                (size, size),
-                stride=stride,
-                padding=size // 2,
-                groups=groups,
-                bias=False,
-                rngs=rngs,
-            )
-            return ConvNorm(conv, out_dim, rngs=rngs)
-
-        self.branches = nnx.List(branch(size) for size in sizes)
-        self.skip = BatchNorm(out_dim, rngs=rngs) if in_dim == out_dim and stride == 1 else None
-
-    def __call__(self, x: Array) -> Array:
-        """x (B, H, W, in_dim) -> (B, H / stride, W / stride, out_dim)."""
-        y = sum((branch(x) for branch in self.branches[1:]), self.branches[0](x))
-        return y if self.skip is None else y + self.skip(x)
-
-    def filter(self) -> Filter:
-        filters = [branch.filter() for branch in self.branches]
-        total = sum(filters[1:], filters[0])
-        return total if self.skip is None else total + identity(len(total.bias), self.groups).then(self.skip)
-
-
-class SqueezeExcite(nnx.Module):
-    """A gate for each channel, computed from the means of all (arXiv 1709.01507)."""
-
-    def __init__(self, dim: int, *, rngs: nnx.Rngs):
-        self.reduce = Conv(dim, dim // 16, (1, 1), rngs=rngs)
-        self.expand = Conv(dim // 16, dim, (1, 1), rngs=rngs)
-
-    def __call__(self, x: Array) -> Array:
-        mean = x.mean((1, 2), keepdims=True)
-        return x * jax.nn.sigmoid(self.expand(jax.nn.relu(self.reduce(mean))))
-
-
-class MobileOne(nnx.Module):
-    """A sum of branches, or the convolution that it fuses to, then GELU."""
-
-    def __init__(
-        self,
-        in_dim: int,
-        out_dim: int,
-        sizes: tuple[int, ...],
-        *,
-        stride: int = 1,
-        groups: int = 1,
-        squeeze_excite: bool = False,
-        rngs: nnx.Rngs,
-    ):
-        self.conv = MultiBranch(in_dim, out_dim, sizes, stride=stride, groups=groups, rngs=rngs)
-        self.se = SqueezeExcite(out_dim, rngs=rngs) if squeeze_excite else None
-
-    def __call__(self, x: Array) -> Array:
-        x = self.conv(x)
-        return gelu(x if self.se is None else self.se(x))
 
 
 def reparameterise(model: M) -> M:
