@@ -50,11 +50,11 @@ def ours(name: str, dcls: bool, batch: int) -> Callable[[], object]:
 def study(name: str, dcls: bool, batch: int) -> Callable[[], object]:
     import torch
 
-    from tests.torch_models import study_grad_cam, torch_model
+    from tests.torch_models import study_maps, torch_model
 
     model, x = torch_model(name, dcls), torch.tensor(images_of(batch).transpose(0, 3, 1, 2).copy())
     one_hot = torch.nn.functional.one_hot(torch.arange(batch), CLASSES).float()
-    return lambda: study_grad_cam(model, x, one_hot) and None
+    return lambda: study_maps(model, x, one_hot) and None
 
 
 def careful(name: str, dcls: bool, batch: int, *, compiled: bool = False) -> Callable[[], object]:

@@ -4,6 +4,7 @@ Needs the parity extra; see `make parity` for a set of versions that fit togethe
 """
 
 import logging
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,24 +36,30 @@ from DCLS.construct.modules import Dcls2d  # noqa: E402
 
 logging.disable(logging.NOTSET)
 
+from dcls_jax import DclsConfig  # noqa: E402
 from dcls_jax.models.create import MODELS  # noqa: E402
 
+_TIMM = {"resnet": {"depths": "layers", "dims": "channels"}, "fastvit": {"depths": "layers", "dims": "embed_dims"}}
 
-def torch_model(name: str, dcls: bool, seed: int | None = None) -> nn.Module:
-    """A model of the study, in evaluation mode; with a seed, every parameter and buffer is random."""
-    model = timm.create_model(name)
+
+def torch_model(name: str, dcls: bool | DclsConfig | None, seed: int | None = None, **config: Any) -> nn.Module:
+    """A model of the study, in evaluation mode; with a seed, every parameter and buffer is random.
+
+    dcls, config: as of our `create_model`.
+    """
+    named = next((names for family, names in _TIMM.items() if name.startswith(family)), {})
+    model = timm.create_model(name, **{named.get(key, key): value for key, value in config.items()})
     if "former" in name:
         model.head.fc.norm.eps = 1e-5  # the original's; timm has 1e-6
     if dcls:
-        _use_dcls(model, name)
+        _use_dcls(model, name, dcls if isinstance(dcls, DclsConfig) else MODELS[name][1].dcls)
     if seed is not None:
         _randomise(model, torch.Generator().manual_seed(seed))
     return model.eval()
 
 
-def _use_dcls(model: nn.Module, name: str) -> None:
+def _use_dcls(model: nn.Module, name: str, setting: DclsConfig) -> None:
     """Put DCLS where the study does; layers of a stage share the positions of its first."""
-    setting = MODELS[name][1].dcls
     widest, shared = 0, None
     for path, conv in list(model.named_modules()):
         if not isinstance(conv, nn.Conv2d) or not _is_replaced(name, conv):
@@ -139,10 +146,10 @@ def constructed(model: nn.Module) -> nn.Module:
     return model
 
 
-def study_grad_cam(model: nn.Module, images: Tensor, one_hot: Tensor) -> dict[str, Tensor]:
+def study_maps(model: nn.Module, images: Tensor, one_hot: Tensor) -> dict[str, Tensor]:
     """The study's recipe: full forward and full backward; images (B, 3, H, W), one_hot (B, classes).
 
-    Returns logits, activations and gradients (B, C, h, w) at the explained layer, and the map (B, h, w), not resized.
+    Returns logits, activations and gradients (B, C, h, w) at the explained layer, and both maps (B, h, w), not resized.
     """
     activations = model.forward_features(images)
     kept: list[Tensor] = []
@@ -150,10 +157,14 @@ def study_grad_cam(model: nn.Module, images: Tensor, one_hot: Tensor) -> dict[st
     logits = model.forward_head(activations)
     model.zero_grad(set_to_none=True)
     (logits * one_hot).sum().backward()
-    weights = kept[0].mean((2, 3), keepdim=True)
+    channels = kept[0].mean((2, 3), keepdim=True) * activations.detach()
+    positive = torch.relu(channels).mean(1)
+    least, most = positive.amin((1, 2), keepdim=True), positive.amax((1, 2), keepdim=True)
+    normalised = (positive - least) / (most - least)
     return {
         "logits": logits.detach(),
         "activations": activations.detach(),
         "gradients": kept[0],
-        "grad_cam": torch.relu((weights * activations.detach()).mean(1)),
+        "grad_cam": torch.relu(channels.mean(1)),
+        "threshold_grad_cam": torch.where(normalised < 0.3, 0.3, normalised),
     }

@@ -1,15 +1,11 @@
 """Methods that decompose activations: peers' raw maps, invariances, fixtures worked out by hand."""
 
-import json
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from safetensors.numpy import load_file
 
-from dcls_jax import DclsConfig
 from dcls_jax.cam import (
     activations_and_gradients,
     deep_feature_factorisation,
@@ -21,11 +17,9 @@ from dcls_jax.cam import (
     seg_eigen_cam,
 )
 from dcls_jax.cam.decomposition import non_negative_factors, principal_map
-from dcls_jax.models import create_model
-from tests.conftest import DATA, initialiser, normal
+from tests import golden
+from tests.conftest import initialiser, normal
 
-GOLDEN = DATA / "golden"
-CASES = json.loads((GOLDEN / "index.json").read_text())
 LABELS = jnp.array([1, 0])
 
 
@@ -55,20 +49,14 @@ def up_to_sign(maps, expected):
 
 @pytest.mark.parametrize("name", ["resnet_base", "resnet_dcls_v1", "convnext_base", "convnext_dcls_v1"])
 def test_raw_maps_are_those_of_pytorch_grad_cam(name, assert_close):
-    spec = CASES[name]
-    config = {key: value for key, value in spec["config"].items() if value is not None}
-    dcls = DclsConfig(**spec["dcls"]) if spec["dcls"] else False
-    variant = {"resnet": "resnet50", "convnext": "convnext_tiny"}[spec["variant"]]
-    model = create_model(variant, dcls=dcls, weights=GOLDEN / f"{name}.weights.safetensors", **config)
-    expected = load_file(GOLDEN / f"{name}.expected.safetensors")
-    peer = load_file(GOLDEN / f"{name}.peer_cams.safetensors")
-    images = expected["image"].transpose(0, 2, 3, 1)
+    model, expected = golden.load(name)
+    peer = golden.peer_maps(name)
 
     @jax.jit
     def maps(model, images, targets):
         return [method(model, images, targets, layer="stages.2") for method in (eigen_cam, eigen_grad_cam, fem)]
 
-    eigen, eigen_grad, outstanding = maps(model, images, expected["one_hot"])
+    eigen, eigen_grad, outstanding = maps(model, expected["image"], expected["one_hot"])
     assert_close(up_to_sign(eigen, peer["EigenCAM.raw"]), peer["EigenCAM.raw"])
     assert_close(up_to_sign(eigen_grad, peer["EigenGradCAM.raw"]), peer["EigenGradCAM.raw"])
     assert_close(outstanding, peer["FEM.raw"])

@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dcls_jax import DclsConfig
 from dcls_jax.cam.fullgrad import full_grad, full_gradients
 from dcls_jax.cam.gradient import grad_cam
 from dcls_jax.cam.guided import guide, guided_backprop, guided_grad_cam
 from dcls_jax.cam.targets import Probability, scores
-from dcls_jax.models import create_model
+from tests import golden
 from tests.cam.toys import ConvNet, PooledLinear
-from tests.conftest import DATA, initialiser, normal
+from tests.conftest import initialiser, normal
 
 LABELS = jnp.array([0, 4])
 
@@ -118,9 +117,7 @@ def test_terms_of_full_grad_sum_to_the_score(model, images, assert_close):
 
 
 def test_terms_of_a_resnet_with_dcls_sum_to_the_score(assert_close):
-    golden = DATA / "golden" / "resnet_dcls_v1.weights.safetensors"
-    config = {"depths": (2, 1, 1, 1), "dims": (8, 12, 16, 24), "num_classes": 10}
-    model = create_model("resnet50", dcls=DclsConfig(5, 7, "v1"), weights=golden, **config)
+    model, _ = golden.load("resnet_dcls_v1")
     images = normal(2, 32, 32, 3)
     terms, logits = jax.jit(lambda model, x: (full_gradients(model, x, LABELS), model(x)))(model, images)
     assert len(terms) == 1 + 20 + 1  # pixels, batch normalisations, classifier

@@ -1,6 +1,5 @@
 """Identities, closed forms and published conventions of Score-CAM's family and Ablation-CAM."""
 
-import json
 from functools import cache, partial
 
 import jax
@@ -8,16 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from safetensors.numpy import load_file
 
-from dcls_jax import DclsConfig
 from dcls_jax.cam import resize
 from dcls_jax.cam.perturbation import ScoreConvention, ablation_cam, is_cam, resize_corners, score_cam, ss_cam
-from dcls_jax.models import create_model
-from tests.conftest import DATA, initialiser, normal
+from tests.conftest import initialiser, normal
+from tests.golden import load, peer_maps
 
-GOLDEN = DATA / "golden"
-SPECS = json.loads((GOLDEN / "index.json").read_text())
 METHODS = {"score_cam": score_cam, "ss_cam": ss_cam, "is_cam": is_cam, "ablation_cam": ablation_cam}
 FEW = {"ss_cam": {"samples": 2}, "is_cam": {"steps": 2}}
 KEYS = {"ss_cam": {"key": jax.random.key(0)}}
@@ -102,14 +97,8 @@ def channel_weights(maps, activations):
 @pytest.fixture(scope="module", params=["resnet_base", "resnet_dcls_v1", "convnext_base", "convnext_dcls_v1"])
 def golden(request):
     """A model, its images and labels, and pytorch-grad-cam's raw maps at the third stage."""
-    spec = SPECS[request.param]
-    config = {key: value for key, value in spec["config"].items() if value is not None}
-    dcls = DclsConfig(**spec["dcls"]) if spec["dcls"] else False
-    name = {"resnet": "resnet50", "convnext": "convnext_tiny"}[spec["variant"]]
-    model = create_model(name, dcls=dcls, weights=GOLDEN / f"{request.param}.weights.safetensors", **config)
-    expected = load_file(GOLDEN / f"{request.param}.expected.safetensors")
-    images = jnp.asarray(expected["image"].transpose(0, 2, 3, 1))
-    return model, images, expected["one_hot"], load_file(GOLDEN / f"{request.param}.peer_cams.safetensors")
+    model, expected = load(request.param)
+    return model, jnp.asarray(expected["image"]), expected["one_hot"], peer_maps(request.param)
 
 
 def test_score_cam_of_pytorch_grad_cam(golden, assert_close):

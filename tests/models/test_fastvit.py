@@ -1,7 +1,6 @@
 """FastViT against Apple's code: golden cases, key listings, parameter counts, the fused form, training."""
 
 import ast
-import json
 import re
 from dataclasses import replace
 from functools import cache
@@ -14,7 +13,6 @@ from flax import nnx
 from safetensors.numpy import load_file
 
 from dcls_jax import DclsConfig, freeze
-from dcls_jax.cam import activations_and_gradients, study_maps
 from dcls_jax.models import load_weights
 from dcls_jax.models.backbone import stochastic_depth
 from dcls_jax.models.create import shapes_only
@@ -22,38 +20,9 @@ from dcls_jax.models.fastvit import VARIANTS, ConvFFN, FastViT, FastViTConfig, M
 from dcls_jax.models.fusion import Filter, Fusible, identity, reparameterise
 from dcls_jax.models.norms import BatchNorm
 from tests.conftest import DATA
+from tests.golden import load
 
-GOLDEN = ("fastvit_base", "fastvit_dcls_v0", "fastvit_dcls_v1")
-
-
-def blank(config: FastViTConfig) -> FastViT:
-    """A model of zeros, at no cost."""
-    graph, state = nnx.split(nnx.eval_shape(lambda: FastViT(config, rngs=shapes_only())))
-    return nnx.merge(graph, jax.tree.map(lambda leaf: jnp.asarray(np.zeros(leaf.shape, leaf.dtype)), state))
-
-
-@cache
-def golden(case: str) -> tuple[FastViT, dict[str, np.ndarray]]:
-    """The model of a case, loaded, and what is expected of it, NHWC."""
-    entry = json.loads((DATA / "golden/index.json").read_text())[case]
-    config = {key: tuple(value) if isinstance(value, list) else value for key, value in entry["config"].items()}
-    model = blank(FastViTConfig(dcls=DclsConfig(**entry["dcls"]) if entry["dcls"] else None, **config))
-    expected = load_file(DATA / f"golden/{case}.expected.safetensors")
-    for name in ("image", "activations", "gradients"):
-        expected[name] = expected[name].transpose(0, 2, 3, 1)
-    return load_weights(model, DATA / f"golden/{case}.weights.safetensors"), expected
-
-
-@pytest.mark.parametrize("case", GOLDEN)
-def test_golden(case, assert_close):
-    model, expected = golden(case)
-    activations, gradients = activations_and_gradients(model, expected["image"], expected["one_hot"])
-    assert_close(activations, expected["activations"], 1e-5)
-    assert_close(gradients, expected["gradients"], 1e-5)
-    assert_close(model.head(activations), expected["logits"], 1e-5)
-    for method in ("grad_cam", "threshold_grad_cam"):
-        maps = study_maps(model, expected["image"], expected["one_hot"], method=method, size=None)
-        assert_close(maps, expected[method], 2e-5)
+golden = cache(load)
 
 
 def test_cuts(assert_close):

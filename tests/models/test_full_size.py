@@ -25,7 +25,7 @@ def test_equals_pytorch(name, dcls, assert_close):
     images = np.random.default_rng(0).standard_normal((1, side, side, 3), np.float32)
     one_hot = np.eye(1000, dtype=np.float32)[[321]]
     channels_first = torch.tensor(images.transpose(0, 3, 1, 2).copy())
-    expected = originals.study_grad_cam(original, channels_first, torch.tensor(one_hot))
+    expected = originals.study_maps(original, channels_first, torch.tensor(one_hot))
 
     logits, (activations, gradients) = jax.jit(lambda m, x: (m(x), activations_and_gradients(m, x, one_hot)))(
         model, images

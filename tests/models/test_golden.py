@@ -1,48 +1,25 @@
 """Small models with random weights against the original PyTorch code: logits, activations, gradients, maps."""
 
-import json
 from functools import partial, partialmethod
 from unittest.mock import patch
 
 import jax
 import pytest
-from safetensors.numpy import load_file
 
 from dcls_jax import DclsConfig, freeze
 from dcls_jax.cam import activations_and_gradients, study_maps
 from dcls_jax.cam.explain import STUDY
-from dcls_jax.models import create_model
-from tests.conftest import DATA
+from tests import golden
 
 pytestmark = pytest.mark.optimised
 
-CASES = json.loads((DATA / "golden" / "index.json").read_text())
-NAMES = {
-    "resnet": "resnet50",
-    "convnext": "convnext_tiny",
-    "caformer": "caformer_s18",
-    "convformer": "convformer_s18",
-    "fastvit": "fastvit_sa24",
-}
 
-
-def channels_last(array, variant):
-    """The MetaFormers' activations are recorded channels-last already."""
-    return array if variant in ("caformer", "convformer") else array.transpose(0, 2, 3, 1)
-
-
-@pytest.fixture(scope="module", params=CASES)
+@pytest.fixture(scope="module", params=golden.CASES)
 def case(request):
-    """What a model with given weights gives, all from one program, what it should give, and whose code says so."""
-    spec = CASES[request.param]
-    config = {key: value for key, value in spec["config"].items() if value is not None}
-    dcls = DclsConfig(**spec["dcls"]) if spec["dcls"] else False
-    weights = DATA / "golden" / f"{request.param}.weights.safetensors"
-    model = create_model(NAMES[spec["variant"]], dcls=dcls, weights=weights, **config)
-    expected = load_file(DATA / "golden" / f"{request.param}.expected.safetensors")
-    expected["image"] = expected["image"].transpose(0, 2, 3, 1)
+    """What a model with given weights gives, all from one program, and what it should give."""
+    model, expected = golden.load(request.param)
     enlarged = tuple(method for method in STUDY if f"{method}_224" in expected)
-    return everything(model, expected["image"], expected["one_hot"], enlarged), expected, spec["variant"]
+    return everything(model, expected["image"], expected["one_hot"], enlarged), expected
 
 
 def layers_once(model, results, layers):
@@ -78,26 +55,48 @@ def everything(model, images, one_hot, enlarged):
 
 
 def test_logits_activations_and_gradients(case, assert_close):
-    ours, expected, variant = case
-    assert_close(ours["logits"], expected["logits"])
-    assert_close(ours["activations"], channels_last(expected["activations"], variant))
-    assert_close(ours["gradients"], channels_last(expected["gradients"], variant))
+    ours, expected = case
+    for name in ("logits", "activations", "gradients"):
+        assert_close(ours[name], expected[name], 1e-5)
 
 
 @pytest.mark.parametrize("method", ["grad_cam", "threshold_grad_cam"])
 def test_study_maps(case, method, assert_close):
-    ours, expected, _ = case
-    assert_close(ours[method], expected[method])
+    ours, expected = case
+    assert_close(ours[method], expected[method], 2e-5)
     if f"{method}_224" in expected:
-        assert_close(ours[f"{method}_224"][:1], expected[f"{method}_224"])
+        assert_close(ours[f"{method}_224"][:1], expected[f"{method}_224"], 2e-5)
 
 
 def test_freezing_changes_nothing(case, assert_close):
-    ours, expected, _ = case
-    assert_close(ours["frozen"], expected["logits"])
+    ours, expected = case
+    assert_close(ours["frozen"], expected["logits"], 1e-5)
 
 
 def test_every_cut_leads_to_the_same_logits(case, assert_close):
-    ours, expected, _ = case
+    ours, expected = case
     for logits in ours["cuts"].values():
-        assert_close(logits, expected["logits"])
+        assert_close(logits, expected["logits"], 1e-5)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize(("name", "dcls"), [("resnet50", None), ("fastvit_sa24", DclsConfig(3, 5, "v1"))])
+def test_what_is_recorded_is_met(name, dcls, tmp_path, assert_close):
+    recorder = pytest.importorskip("tests.record_golden", exc_type=ImportError)
+
+    config = {"depths": [1, 1, 1, 1], "dims": [8, 8, 16, 32], "num_classes": 10}
+    original = recorder.torch_model(name, dcls, seed=0, **config)
+    recorder.record(tmp_path, "small", original, name, config, dcls)
+    model, expected = golden.load("small", tmp_path)
+    ours = everything(model, expected["image"], expected["one_hot"], ())
+    for key in ours.keys() & expected.keys():
+        assert_close(ours[key], expected[key])
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("name", ["caformer_s18", "fastvit_sa24"])
+def test_keys_are_recorded_as_they_are_committed(name, tmp_path):
+    recorder = pytest.importorskip("tests.record_golden", exc_type=ImportError)
+
+    recorder.record_keys(tmp_path / "keys.txt", recorder.torch_model(name, False))
+    assert (tmp_path / "keys.txt").read_text() == (golden.DATA / "keys" / f"{name}_timm_base.txt").read_text()

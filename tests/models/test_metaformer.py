@@ -1,6 +1,5 @@
 """What only the MetaFormers have: token mixers, residual scales, two epsilons, timm's own `head.norm`, training."""
 
-import json
 import re
 
 import jax
@@ -13,7 +12,7 @@ from safetensors.numpy import load_file
 from dcls_jax import DclsConfig
 from dcls_jax.models import load_weights
 from dcls_jax.models.metaformer import VARIANTS, Attention, MetaFormer, MetaFormerConfig, MlpHead, StarReLU
-from tests.conftest import DATA
+from tests import golden
 
 SMALL = MetaFormerConfig(
     (1, 1, 1), (32, 32, 32), ("convolution", "convolution", "attention"), 10, DclsConfig(3, 5, "v1"), drop_path_rate=0.5
@@ -98,24 +97,15 @@ def in_timms_names(key: str) -> str:
 
 
 def test_timms_names_lead_to_the_same_places():
-    spec = json.loads((DATA / "golden" / "index.json").read_text())["caformer_dcls_v1"]
-    config = MetaFormerConfig(
-        tuple(spec["config"]["depths"]),
-        tuple(spec["config"]["dims"]),
-        VARIANTS["caformer_s18"].config.token_mixers,
-        10,
-        DclsConfig(**spec["dcls"]),
-    )
-    model = nnx.eval_shape(lambda: MetaFormer(config, rngs=nnx.Rngs(0)))
-    original = load_file(DATA / "golden" / "caformer_dcls_v1.weights.safetensors")
+    model, _ = golden.load("caformer_dcls_v1")
+    original = load_file(golden.FOLDER / "caformer_dcls_v1.weights.safetensors")
     timms = {in_timms_names(key): value for key, value in original.items()}
     assert timms.keys() >= {"head.norm.weight", "head.fc.norm.weight", "stages.1.downsample.norm.weight"}
     timms = {  # convolutional stages have 1x1 convolutions for linear layers
         key: value[..., None, None] if re.match(r"stages\.[01]\..*(pwconv|fc)\d\.weight", key) else value
         for key, value in timms.items()
     }
-    loaded = [nnx.state(load_weights(model, state)) for state in (original, timms)]
-    assert jax.tree.all(jax.tree.map(np.array_equal, *loaded))
+    assert jax.tree.all(jax.tree.map(np.array_equal, nnx.state(load_weights(model, timms)), nnx.state(model)))
 
 
 @pytest.mark.parametrize("tree_mode", [False, True])
