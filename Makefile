@@ -26,7 +26,7 @@ SANITIZERS = $(shell $(CXX) -print-file-name=libasan.so) $(shell $(CXX) -print-f
 
 sanitize: $(SANITIZED)
 	LD_PRELOAD="$(SANITIZERS)" ASAN_OPTIONS=detect_leaks=0 $(BIN)/python -m pytest -n 0 -k native \
-		--native-library $(SANITIZED) tests/test_convolution.py tests/test_transformations.py tests/eval/test_rank.py
+		--native-library $(SANITIZED) tests/test_lowerings.py tests/test_transformations.py tests/eval/test_rank.py
 
 $(SANITIZED): .venv/installed
 	mkdir -p $(@D)

@@ -20,9 +20,10 @@ from rich.progress import track
 from timing import machine, minima
 
 import dcls_jax.depthwise
-from dcls_jax import compiler_options, depthwise_conv, native
+from dcls_jax import compiler_options, depthwise_conv
+from dcls_jax.methods import LOWERINGS
 
-METHODS = ("direct", "fft", "dft", "shifts", "auto")
+METHODS = (*LOWERINGS, "auto")
 SHAPES = ((56, 96), (28, 192), (14, 384), (7, 768))  # the four stages of ConvNeXt-T at 224
 
 
@@ -70,13 +71,10 @@ def table() -> list[dict[str, object]]:
     for dtype, stride, size, kernel in track(cases, description=""):
         x = jnp.ones((8, size, size, 64), dtype)
         k = jnp.ones((kernel, kernel, 64), dtype)
-        methods = ["shifts", "dft"]
-        if jax.default_backend() != "cpu":
-            methods.append("fft")  # on a CPU it may wait for ever
-        elif native.available():
-            methods.append("native")
-        if kernel <= 7:
-            methods.append("direct")  # above it is last by far, and takes seconds
+        platform = jax.default_backend()
+        methods = [name for name, it in LOWERINGS.items() if it.local and it.supports(platform, x, (stride, stride))]
+        if kernel > 7 and platform == "cpu":
+            methods.remove("direct")  # last by far, and takes seconds
 
         def call(method: str, x: jax.Array = x, k: jax.Array = k, stride: int = stride) -> Callable[[], object]:
             def block(x: jax.Array, k: jax.Array) -> jax.Array:
@@ -122,7 +120,9 @@ def main() -> None:
     if options.table:
         write_table()
         return
-    columns = [*METHODS, *(["torch"] if importlib.util.find_spec("torch") else [])]
+    x = jax.ShapeDtypeStruct((1, 1, 1, 1), options.dtype)
+    methods = [it for it in METHODS if it == "auto" or LOWERINGS[it].supports(jax.default_backend(), x, (1, 1))]
+    columns = [*methods, *(["torch"] if importlib.util.find_spec("torch") else [])]
     what = "gradient step" if options.gradient else "forward"
     print(f"{what}, batch {options.batch}, {options.kernel}x{options.kernel}, {options.dtype}; {machine()}\n")
     print(f"| input | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}")
@@ -131,7 +131,7 @@ def main() -> None:
         keys = jax.random.split(jax.random.key(0), 2)
         x = jax.random.normal(keys[0], (options.batch, size, size, channels), options.dtype)
         kernel = jax.random.normal(keys[1], (options.kernel, options.kernel, channels), options.dtype)
-        candidates = {method: ours(method, x, kernel, options.gradient) for method in METHODS}
+        candidates = {method: ours(method, x, kernel, options.gradient) for method in methods}
         if "torch" in columns:
             candidates["torch"] = torchs(x, kernel, options.gradient)
         times = minima(candidates, rounds=options.rounds)

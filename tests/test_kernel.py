@@ -31,6 +31,22 @@ def expected_at(size, **cells):
     return kernel
 
 
+def test_a_kernel_of_two_elements_by_hand():
+    """Weight 4 half a row above the centre, weight 1 a row below it and a quarter of a column to the right."""
+    weight = jnp.array([[[4.0, 1.0]]])
+    rows, columns = [-0.5, 1], [0, 0.25]
+    positions = jnp.array([rows, columns]).reshape(2, 1, 1, 2)
+    kernel = construct_kernel(weight, positions, dilated_kernel_size=(3, 3), version="v0")
+    expected = [
+        [0, 2, 0],
+        [0, 2, 0],
+        [0, 0.75, 0.25],
+    ]
+    np.testing.assert_array_equal(kernel[0, 0], expected)
+    last_axis_first = construct_kernel(weight, positions[::-1], dilated_kernel_size=(3, 3), version="v1")
+    np.testing.assert_allclose(last_axis_first[0, 0], expected, atol=1e-6)
+
+
 def test_v0_counts_axes_from_the_first():
     np.testing.assert_allclose(one_element([1.25, -2], (7, 7), "v0"), expected_at((7, 7), _4_1=0.75, _5_1=0.25))
 

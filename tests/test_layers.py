@@ -245,37 +245,6 @@ def test_elements_along_one_axis_of_a_volume(assert_close):
         Dcls3_1d(4, 4, 3, version="v0", rngs=nnx.Rngs(0))
 
 
-class Tied(nnx.Module):
-    """One layer at two places, another in a dictionary."""
-
-    def __init__(self, rngs):
-        layer = Dcls2d(4, 4, 3, padding=2, dilated_kernel_size=5, groups=4, rngs=rngs)
-        self.first, self.second = layer, nnx.List([layer])
-        self.named = nnx.data({"third": Dcls2d(4, 4, 3, padding=2, dilated_kernel_size=5, rngs=rngs)})
-
-    def __call__(self, x):
-        return self.named["third"](self.second[0](self.first(x)))
-
-
-def test_freeze_finds_layers_in_dictionaries_and_keeps_tied_ones_tied(assert_close):
-    model, x = Tied(nnx.Rngs(0)), image(2, 4)
-    frozen = freeze(model)
-    assert frozen.first is frozen.second[0]
-    assert isinstance(frozen.first, Conv)
-    assert isinstance(frozen.named["third"], Conv)
-    assert_close(frozen(x), model(x), 1e-6)
-
-
-def test_a_frozen_copy_owns_its_arrays():
-    model, x = nnx.Linear(4, 4, rngs=nnx.Rngs(0)), jnp.ones((2, 4))
-    frozen = freeze(model)
-    graphdef, state = nnx.split(model)
-    jax.jit(lambda state: jax.tree.map(lambda a: a + 1, state), donate_argnums=0)(state)
-    with pytest.raises(RuntimeError, match="deleted"):
-        nnx.merge(graphdef, state)(x).block_until_ready()
-    assert np.isfinite(frozen(x)).all()
-
-
 def test_a_training_step_compiles_once():
     """No parameter is of a weak type, which a step would make strong."""
     for layer in (Dcls2d(4, 4, 3, version="gauss", rngs=nnx.Rngs(0)), Conv(4, 4, 3, rngs=nnx.Rngs(0))):

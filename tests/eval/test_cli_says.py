@@ -49,3 +49,12 @@ def test_results_are_where_the_evaluation_says(
     assert run(monkeypatch, "eval", "clickme", str(SAMPLE / "val-0.tfrecords"), *NAME, "--out", str(tmp_path)) == 0
     folder = Path(capsys.readouterr().out.replace("\n", "").rsplit("results: ", 1)[1])
     assert (folder / "summary.json").exists()
+
+
+def test_models_says_how_each_platform_convolves(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "models") == 0
+    printed = capsys.readouterr().out
+    assert "on cpu what was measured fastest for each shape" in printed
+    assert "on other platforms XLA's own, as nothing was measured there" in printed

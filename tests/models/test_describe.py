@@ -15,3 +15,18 @@ def test_the_table_has_every_model_once():
 @pytest.mark.parametrize("kept", descriptions(), ids=lambda it: f"{it.name}{'_dcls' if it.dcls else ''}")
 def test_the_table_is_what_tracing_gives(kept):
     assert describe(kept.name, dcls=kept.dcls) == kept
+
+
+GIGA_MACS = {  # of the originals at 224 x 224, kernels constructed
+    ("convnext_tiny", False): 4.456,
+    ("convnext_tiny", True): 4.970,
+    ("convnext_small", True): 9.524,
+    ("convnext_base", False): 15.355,
+}
+
+
+@pytest.mark.parametrize(("name", "dcls"), GIGA_MACS)
+def test_description_counts_the_originals_macs(name, dcls):
+    description = describe(name, dcls=dcls, size=224)
+    assert round(description.macs / 1e9, 3) == GIGA_MACS[name, dcls]
+    assert description.checkpoint

@@ -79,34 +79,6 @@ def test_flax_tabulates(name, images):
     assert "stages/1/blocks/0" in nnx.tabulate(model, images, console_kwargs={"width": 200})
 
 
-def test_activations_of_all_stages_in_one_pass(name, images):
-    model = random_model(lambda: small(name))
-    at_once = jax.jit(lambda model, x: model.intermediates(x))(model, images)
-    assert list(at_once) == ["stages.0", "stages.1"]
-    for cut, activation in at_once.items():
-        np.testing.assert_allclose(activation, jax.jit(lambda m, x: m.features(x, cut))(model, images), 1e-5, 1e-5)  # noqa: B023
-    traced = jax.make_jaxpr(lambda model, x: model.intermediates(x, ["stages.1", "stem", "stages.0"]))(model, images)
-    once = jax.make_jaxpr(lambda model, x: model.features(x, "stages.1"))(model, images)
-    assert len(traced.jaxpr.eqns) == len(once.jaxpr.eqns)
-    with pytest.raises(ValueError, match=r"no layer 'stages\.7'"):
-        model.intermediates(images, ["stages.7"])
-
-
-def test_a_stage_is_its_layers(name, images):
-    model = random_model(lambda: small(name))
-
-    @jax.jit
-    def through(model, x):
-        x = model.stem(x)
-        for stage in model.stages:
-            x = stage(x)
-        return x
-
-    np.testing.assert_allclose(
-        through(model, images), jax.jit(lambda m, x: m.features(x, "stages.1"))(model, images), 1e-5, 1e-5
-    )
-
-
 def test_heads(name, images, tmp_path):
     model = random_model(lambda: small(name))
     save_weights(model, tmp_path / "weights")

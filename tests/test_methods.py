@@ -1,0 +1,16 @@
+"""Which lowering a platform takes."""
+
+import jax
+import numpy as np
+import pytest
+
+from dcls_jax.methods import FASTEST, LOWERINGS, fastest
+
+
+@pytest.mark.parametrize("size", [7, 14, 28, 56, 112])
+@pytest.mark.parametrize("kernel", [3, 7, 17, 31, 51])
+def test_auto_is_local_everywhere(size, kernel):
+    x = jax.ShapeDtypeStruct((8, size, size, 64), np.dtype(np.float32))
+    for platform in (*FASTEST, "METAL"):
+        for portable in (False, True):
+            assert LOWERINGS[fastest(platform, x, (kernel, kernel), (1, 1), portable=portable)].local
