@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from jax.typing import ArrayLike
 
-from dcls_jax.cam.postprocess import dead_maps, postprocess
+from dcls_jax.cam.maps import dead_maps, postprocess
 
 Style = Literal["heatmap", "signed", "contour"]
 

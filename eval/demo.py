@@ -9,10 +9,10 @@ import numpy as np
 from jax import Array
 from PIL import Image
 
-from dcls_jax.cam import overlay, save_grid, study_maps
-from dcls_jax.cam.explain import STUDY
-from dcls_jax.cam.postprocess import normalise
+from dcls_jax.cam import overlay, save_grid
+from dcls_jax.cam.maps import normalise
 from dcls_jax.eval import clickme
+from dcls_jax.eval.study import STUDY, study_maps
 from dcls_jax.layers import DclsConfig
 from dcls_jax.models import Backbone, create_model, preprocess
 

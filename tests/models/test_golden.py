@@ -7,8 +7,8 @@ import jax
 import pytest
 
 from dcls_jax import DclsConfig, freeze
-from dcls_jax.cam import activations_and_gradients, study_maps
-from dcls_jax.cam.explain import STUDY
+from dcls_jax.cam import activations_and_gradients
+from dcls_jax.eval.study import STUDY, study_maps
 from tests import golden
 
 pytestmark = pytest.mark.optimised
