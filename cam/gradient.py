@@ -236,9 +236,13 @@ def finer_cam(
     2501.11309); torch-cam has strength=0.6, weighted=False. Raises ValueError for other targets and a count beyond
     the other classes.
     """
+    if callable(targets):
+        raise ValueError(
+            f"targets (a {type(targets).__name__}) must be int labels (B,): other classes are nearest to one"
+        )
     labels = jnp.asarray(targets)
     if labels.ndim != 1 or not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise ValueError(f"targets have shape {labels.shape} and dtype {labels.dtype}, expected int labels (B,)")
+        raise ValueError(f"targets have shape {labels.shape} and dtype {labels.dtype}, must be int labels (B,)")
     contrast = Contrast(labels, nearest_classes(output_of(model, images), labels, count), strength, weighted)
     return base(model, images, contrast, layer=layer, reduce=reduce)
 

@@ -15,6 +15,7 @@ from jax.extend.core import JaxprEqn, Var
 
 from dcls_jax.cam.gradient import Reduce, grad_cam
 from dcls_jax.cam.interpret import contains_relu, evaluate, inner_jaxprs, interpret, is_call, is_relu
+from dcls_jax.cam.masks import check_mask_space
 from dcls_jax.cam.model import Model, output_of
 from dcls_jax.cam.pixels import no_layer
 from dcls_jax.cam.targets import Targets, scores
@@ -85,6 +86,7 @@ def guided_grad_cam(
     (B, *size) of it, such as `channel_sum`.
     """
     maps = jax.nn.relu(grad_cam(model, images, targets, layer=layer))
+    check_mask_space(maps[..., None], images)
     resized = jax.image.resize(maps, images.shape[:-1], interpolation, antialias=False)
     terms = guided_backprop(model, images, targets) * resized[..., None]
     return terms if reduce is None else reduce(terms)

@@ -295,7 +295,7 @@ def test_finer_cam_contrasts_with_the_nearest_classes(images, assert_close):
     assert_close(finer(strength=0.0), grad_cam(model, images, LABELS), 1e-6)
     weighted = finer_cam(model, images, LABELS, count=2, base=layer_cam)
     assert_close(weighted, layer_cam(model, images, Contrast(LABELS, references, weighted=True)), 1e-6)
-    with pytest.raises(ValueError, match="expected int labels"):
+    with pytest.raises(ValueError, match="must be int labels"):
         finer_cam(model, images, jax.nn.one_hot(LABELS, 5))
 
 
