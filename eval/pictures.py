@@ -14,14 +14,16 @@ from dcls_jax.cam.overlay import Style
 from dcls_jax.cam.postprocess import Combine
 from dcls_jax.eval.results import write_file, write_json
 from dcls_jax.models import Backbone, preprocess
+from dcls_jax.models.transform import upright
 
 
 def open_picture(path: Path) -> Image.Image:
-    """A picture as RGB. Raises ValueError naming a file that is none."""
+    """A picture as RGB, upright. Raises ValueError naming a file that is none."""
     try:
         with Image.open(path) as picture:
-            return picture.convert("RGB")
-    except (UnidentifiedImageError, OSError) as error:
+            picture.load()
+            return upright(picture)
+    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} is not a picture that can be read ({error})") from error
 
 
