@@ -32,9 +32,9 @@ from dcls_jax.cam.gradient import (
     threshold_grad_cam,
     xgrad_cam,
 )
+from dcls_jax.cam.grids import Bar, Grid, save_grid
 from dcls_jax.cam.group_cam import GROUP_CONVENTIONS, GroupConvention, group_cam
 from dcls_jax.cam.guided import guide, guided_backprop, guided_grad_cam
-from dcls_jax.cam.overlay import Grid, contour, overlay, overlay_signed, save_grid, show_maps
 from dcls_jax.cam.perturbation import (
     SCORE_CONVENTIONS,
     ScoreConvention,
@@ -43,7 +43,9 @@ from dcls_jax.cam.perturbation import (
     score_cam,
     ss_cam,
 )
+from dcls_jax.cam.pictures import contour, overlay, overlay_signed
 from dcls_jax.cam.postprocess import combine_layers, dead_maps, normalise, postprocess, resize
+from dcls_jax.cam.styles import show_maps
 from dcls_jax.cam.targets import (
     Contrast,
     Logit,
@@ -63,6 +65,7 @@ __all__ = [
     "GROUP_CONVENTIONS",
     "METHODS",
     "SCORE_CONVENTIONS",
+    "Bar",
     "Contrast",
     "DeadMapWarning",
     "Factors",

@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from dcls_jax.cam import METHODS, DeadMapWarning, eigen_smooth, explain, options_of, show_maps
-from dcls_jax.cam.overlay import Style
 from dcls_jax.cam.postprocess import Combine
+from dcls_jax.cam.styles import Style
 from dcls_jax.eval.results import write_file, write_json
 from dcls_jax.models import Backbone, preprocess
 from dcls_jax.models.transform import upright
