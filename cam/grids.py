@@ -39,7 +39,7 @@ class Bar:
 class Grid:
     """Pictures side by side, each column and row under its title; a notebook shows it by itself.
 
-    rows: pictures, uint8 or floats in [0, 1], (H, W, 3) or grey; each of their pixels is one at least of the grid's.
+    rows: pictures as `overlay` takes them; each of their pixels becomes a square of one pixel at least.
     notes: a line under each picture. bar: what the colours mean, at the side. Titles and notes too long for their place
     are shortened. Raises ValueError for other pictures, and for numbers of pictures, titles or notes that do not fit.
     """
@@ -153,7 +153,7 @@ def _drawn(grid: Grid) -> "Figure":
     upwards = {"ha": "right", "va": "center", "rotation": 90, "multialignment": "center"}
     for i, title in enumerate(grid.row_titles):
         middle = top + i * (height + note + gap) + height / 2
-        canvas.write(left - gap / 2, middle, title, _SMALL, height, **upwards)
+        canvas.write(left - gap / 2, middle, title, _SMALL, height - gap, **upwards)
     if grid.bar:
         tall = min(len(pictures), _BAR_ROWS) * (height + note + gap) - note - gap
         x, wide = right + pixels(_BAR_GAP) - gap, pixels(_BAR)

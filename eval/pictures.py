@@ -129,9 +129,8 @@ def _described(
     taken: Counter[str] = Counter()
     for path, p, chosen in zip(paths, probabilities, classes, strict=True):
         for number in chosen:
-            row = {"file": str(path), "class": int(number), "probability": float(p[number])}
-            if names:
-                row["name"] = names[number]
+            row = {"file": str(path), "class": int(number)} | ({"name": names[number]} if names else {})
+            row["probability"] = float(p[number])
             row["dead"] = [column for column, maps in raw.items() if not (maps[len(rows)] > 0).any()]
             row["overlays"] = {column: f"overlays/{_file_name(row, column, taken)}" for column in raw}
             rows.append(row)
@@ -140,7 +139,7 @@ def _described(
 
 def _file_name(row: dict[str, Any], column: str, taken: Counter[str]) -> str:
     """Picture, class and column as a name that every file system takes, unlike those taken."""
-    parts = Path(row["file"]).stem[:40], f"{row['class']} {row.get('name', '')}".strip(), column
+    parts = Path(row["file"]).stem[:40], f"{row['class']} {row.get('name', '')}".strip(), column[:80]
     stem = "-".join(re.sub(r"[^\w.+]+", "_", part) for part in parts)
     taken[stem.casefold()] += 1
     number = taken[stem.casefold()]
