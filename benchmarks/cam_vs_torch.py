@@ -23,7 +23,7 @@ from flax import nnx
 from timing import machine, minima
 
 from dcls_jax import compiler_options, freeze
-from dcls_jax.cam import study_maps
+from dcls_jax.eval.study import study_maps
 from dcls_jax.models import create_model, list_models
 
 sys.path.insert(0, str(Path(__file__).parents[1]))

@@ -13,7 +13,9 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from dcls_jax.cam.gradient import Model, activations, activations_and_gradients
+from dcls_jax.cam.gradient import Reduce, channel_sum
+from dcls_jax.cam.model import Model, activations_and_gradients, split
+from dcls_jax.cam.space import mean, rounding
 from dcls_jax.cam.targets import Targets
 
 Sign = Literal["peak", "sum"]
@@ -31,15 +33,15 @@ _dot = partial(jnp.matmul, precision="highest")
 
 
 def eigen_cam(model: Model, images: Array, targets: Targets | None = None, *, layer: str | None = None) -> Array:
-    """X v1, v1 the first right singular vector of X: raw maps (B, h, w). Eigen-CAM, arXiv 2008.00299.
+    """X v1, v1 the first right singular vector of X: raw maps (B, *space). Eigen-CAM, arXiv 2008.00299.
 
     The cell of largest magnitude is positive, as in Seg-Eigen-CAM: the method itself leaves the sign open.
     """
-    return principal_map(activations(model, images, layer))
+    return principal_map(split(model, images, layer)[0])
 
 
 def eigen_grad_cam(model: Model, images: Array, targets: Targets, *, layer: str | None = None) -> Array:
-    """X v1 with g * A in place of A: raw maps (B, h, w). Eigen-Grad-CAM of pytorch-grad-cam.
+    """X v1 with g * A in place of A: raw maps (B, *space). Eigen-Grad-CAM of pytorch-grad-cam.
 
     The map correlates positively with HiResCAM's, the sum of g * A: positive is evidence for the target.
     """
@@ -48,7 +50,7 @@ def eigen_grad_cam(model: Model, images: Array, targets: Targets, *, layer: str 
 
 
 def seg_eigen_cam(model: Model, images: Array, targets: Targets, *, layer: str | None = None) -> Array:
-    """X v1 with |g| * A in place of A, the cell of largest magnitude positive: raw maps (B, h, w).
+    """X v1 with |g| * A in place of A, the cell of largest magnitude positive: raw maps (B, *space).
 
     Seg-Eigen-CAM, doi 10.3390/app15137562, equation 13.
     """
@@ -57,7 +59,7 @@ def seg_eigen_cam(model: Model, images: Array, targets: Targets, *, layer: str |
 
 
 def eigen_smooth(contributions: Array) -> Array:
-    """The first principal component of what a method sums over channels: (B, h, w, C) -> (B, h, w).
+    """The first principal component of what a method sums over channels: (B, *space, C) -> (B, *space).
 
     pytorch-grad-cam's `eigen_smooth`, as the option reduce=eigen_smooth of the methods that sum w_k A_k; oriented like
     the sum that it replaces.
@@ -74,7 +76,7 @@ def kpca_cam(
     kernel: str = "sigmoid",
     gamma: float | None = None,
 ) -> Array:
-    """The first kernel principal component of X's rows: raw maps (B, h, w). KPCA-CAM, arXiv 2410.00267.
+    """The first kernel principal component of X's rows: raw maps (B, *space). KPCA-CAM, arXiv 2410.00267.
 
     kernel: linear (Eigen-CAM), sigmoid, poly or rbf; gamma: 1 / C unless given; both as sklearn's KernelPCA. Largest
     magnitude positive. The time grows with the cube of h w. Raises ValueError for another kernel.
@@ -84,11 +86,11 @@ def kpca_cam(
 
     def coordinates(x: Array) -> Array:
         k = KERNELS[kernel](_dot(x, x.T), 1 / x.shape[1] if gamma is None else gamma)
-        rounding = len(k) * jnp.finfo(k.dtype).eps * jnp.abs(k).max()
+        noise = len(k) * jnp.finfo(k.dtype).eps * jnp.abs(k).max()
         k = k - k.mean()  # alone changes nothing, but the next line then rounds less
-        return _scaled_eigenvector(k - k.mean(0) - k.mean(1, keepdims=True) + k.mean(), rounding)
+        return _scaled_eigenvector(k - k.mean(0) - k.mean(1, keepdims=True) + k.mean(), noise)
 
-    return _per_image(coordinates, activations(model, images, layer), "peak")
+    return _per_image(coordinates, split(model, images, layer)[0], "peak")
 
 
 def fem(
@@ -99,25 +101,27 @@ def fem(
     layer: str | None = None,
     k: float = 2.0,
     form: Form = "fraction",
+    reduce: Reduce = channel_sum,
 ) -> Array:
-    """Outstanding cells, above mean + k standard deviations of their channel: raw maps (B, h, w). hal-02963298.
+    """Outstanding cells, above mean + k standard deviations of their channel: raw maps (B, *space). hal-02963298.
 
     form: "fraction" weighs A_k by the fraction of its outstanding cells (pytorch-grad-cam); "mask" weighs the mask of
     outstanding cells by <A_k> (xplique, nearer to the paper's words). Raises ValueError for another form.
     """
-    a = activations(model, images, layer)
-    mean, std = a.mean((1, 2), keepdims=True), a.std((1, 2), keepdims=True)
+    a, _ = split(model, images, layer)
+    middle = mean(a)
+    bound = middle + k * jnp.sqrt(mean((a - middle) ** 2))
     if form == "fraction":
-        return ((a > mean + k * std).mean((1, 2), keepdims=True, dtype=a.dtype) * a).sum(-1)
+        return reduce(mean((a > bound).astype(a.dtype)) * a)
     if form == "mask":
-        return (mean * (a >= mean + k * std)).sum(-1)
+        return reduce(middle * (a >= bound))
     raise ValueError(f"form (={form!r}) must be 'fraction' or 'mask'")
 
 
 class Factors(NamedTuple):
     """What `deep_feature_factorisation` finds; n is the number of components, the most energetic first."""
 
-    maps: Array  # (B, n, h, w), at least 0; the largest value of each component is 1
+    maps: Array  # (B, n, *space), at least 0; the largest value of each component is 1
     concepts: Array  # (n, C), or (B, n, C) where images are factorised alone: the activation where a map is 1
     error: Array  # (), or (B,): norm of what the factors leave over, relative to the norm of the activations
 
@@ -141,8 +145,8 @@ def deep_feature_factorisation(
     """
     if components < 1:
         raise ValueError(f"components (={components}) must be at least 1")
-    a = activations(model, images, layer)
-    batch, height, width, channels = a.shape
+    a, _ = split(model, images, layer)
+    batch, *space, channels = a.shape
     key = jax.random.key(0) if key is None else key
 
     def factorise(x: Array) -> tuple[Array, Array, Array]:
@@ -152,9 +156,9 @@ def deep_feature_factorisation(
         error = jnp.linalg.norm(x - _dot(maps, concepts)) / jnp.maximum(jnp.linalg.norm(x), jnp.finfo(x.dtype).tiny)
         return maps, concepts + offset, error
 
-    x = a.reshape(batch, height * width, channels).astype(jnp.float32)
+    x = a.reshape(batch, -1, channels).astype(jnp.float32)
     maps, concepts, error = factorise(x.reshape(-1, channels)) if joint else jax.vmap(factorise)(x)
-    maps = maps.reshape(batch, height, width, components).transpose(0, 3, 1, 2)
+    maps = jnp.moveaxis(maps.reshape(batch, *space, components), -1, 1)
     return Factors(maps.astype(a.dtype), concepts.astype(a.dtype), error)
 
 
@@ -191,7 +195,7 @@ def non_negative_factors(x: Array, components: int, *, steps: int, key: Array) -
 
 
 def principal_map(x: Array, *, sign: Sign = "peak") -> Array:
-    """X v1, the cells' coordinates along their first principal direction: (B, h, w, C) -> (B, h, w).
+    """X v1, the cells' coordinates along their first principal direction: (B, *space, C) -> (B, *space).
 
     Computed in float32 from the smaller Gram matrix, scaled so that tiny gradients do not vanish when squared.
     sign: "peak", the cell of largest magnitude is positive; "sum", the map correlates positively with the sum over
@@ -210,20 +214,24 @@ def principal_map(x: Array, *, sign: Sign = "peak") -> Array:
 
 
 def _per_image(coordinates: Callable[[Array], Array], a: Array, sign: Sign) -> Array:
-    """Coordinates of the centred rows (Z, C) -> (Z,), for each image (B, h, w, C), oriented: (B, h, w)."""
+    """Coordinates of the centred rows (Z, C) -> (Z,), for each image (B, *space, C), oriented: (B, *space).
+
+    0 where the rows differ by rounding alone.
+    """
 
     def one(x: Array) -> Array:
-        x = x - x.mean(0)
-        return _orient(coordinates(x), x.sum(1) if sign == "sum" else None)
+        centred = x - x.mean(0)
+        constant = jnp.abs(centred).max() <= rounding(a.dtype) * jnp.abs(x).max()
+        return jnp.where(constant, 0, _orient(coordinates(centred), centred.sum(1) if sign == "sum" else None))
 
     x = a.reshape(len(a), -1, a.shape[-1]).astype(jnp.float32)
-    return jax.vmap(one)(x).reshape(a.shape[:3]).astype(a.dtype)
+    return jax.vmap(one)(x).reshape(a.shape[:-1]).astype(a.dtype)
 
 
-def _scaled_eigenvector(gram: Array, rounding: ArrayLike = 0) -> Array:
+def _scaled_eigenvector(gram: Array, noise: ArrayLike = 0) -> Array:
     """Coordinates (Z,) of the first principal component from the inner products (Z, Z); 0 if it is but rounding."""
     values, vectors = jnp.linalg.eigh(gram)
-    return vectors[:, -1] * jnp.sqrt(jnp.where(values[-1] > rounding, values[-1], 0))
+    return vectors[:, -1] * jnp.sqrt(jnp.where(values[-1] > noise, values[-1], 0))
 
 
 def _orient(coordinates: Array, towards: Array | None) -> Array:

@@ -1,9 +1,9 @@
 """FullGrad: what the pixels and what every bias of a piecewise linear model gave to the score.
 
 Where a model is piecewise linear, its score is exactly <x, df/dx> + sum over biases <b, df/db>. A bias is whatever the
-program adds to an activation that depends on the image; constants that follow one another without another operation
-than a factor (a bias, then batch normalisation: -mean * scale / deviation + bias) are one, at the last of their
-places.
+program adds to an activation that depends on the image. As in the authors' code, the bias of a convolution or linear
+layer is one, and so is what a normalisation adds, -mean * scale / deviation + bias: constants that follow one another
+without another operation than a factor, at the last of their places.
 """
 
 from collections.abc import Sequence
@@ -16,16 +16,20 @@ import numpy as np
 from jax import Array
 from jax.extend.core import JaxprEqn
 
-from dcls_jax.cam.gradient import Model
 from dcls_jax.cam.interpret import evaluate, interpret, is_call, is_relu
-from dcls_jax.cam.postprocess import resize
+from dcls_jax.cam.maps import resize
+from dcls_jax.cam.model import Model, output_of
+from dcls_jax.cam.pixels import no_layer
+from dcls_jax.cam.space import axes
 from dcls_jax.cam.targets import Targets, scores
 
 # Affine in one operand that depends on the image, element by element.
 _AFFINE = {"add", "sub", "mul", "div", "neg", "convert_element_type", "copy"}
+# Where a layer meets its weights.
+_CONTRACTIONS = {"dot_general", "conv_general_dilated", "depthwise_conv"}
 # Linear in one operand: the others, weights and indices, do not depend on the image.
-_LINEAR = {
-    *("dot_general", "conv_general_dilated", "gather", "dynamic_slice", "fft", "reduce_sum", "reduce_window_sum"),
+_LINEAR = _CONTRACTIONS | {
+    *("gather", "dynamic_slice", "fft", "reduce_sum", "reduce_window_sum"),
     *("reshape", "transpose", "broadcast_in_dim", "squeeze", "slice", "rev", "real", "imag", "cumsum"),
 }
 # Piecewise linear through the origin: each operand depends on the image or is 0.
@@ -41,13 +45,14 @@ _KEEP_ZERO = {"broadcast_in_dim", "convert_element_type", "copy", "reshape"}
 class _Node:
     """An array of the program, and what constants added to it since the last operation.
 
-    depends: on the image; zero: known to be 0 throughout.
+    depends: on the image; zero: known to be 0 throughout; contracted: a layer's output before its bias.
     """
 
     value: Array
     depends: bool = False
     offset: Array | None = None
     zero: bool = False
+    contracted: bool = False
 
 
 class _Biases:
@@ -67,7 +72,7 @@ class _Biases:
         if len(dependent) == 1 and name in _AFFINE and not (name == "div" and inputs[1].depends):
             return [self._affine(eqn, inputs, dependent[0])]
         values = evaluate(eqn, [self.settle(node) for node in inputs])
-        nodes = [_Node(value, depends=_has_gradient(value)) for value in values]
+        nodes = [_Node(value, depends=_has_gradient(value), contracted=name in _CONTRACTIONS) for value in values]
         if any(node.depends for node in nodes) and not _is_piecewise_linear(eqn, inputs):
             raise ValueError(f"FullGrad is for piecewise linear models; this one has {name} of its activations")
         return nodes
@@ -84,7 +89,10 @@ class _Biases:
         value = apply(node.value)
         if not _has_gradient(value):
             return _Node(value)
-        return _Node(value, depends=True, offset=None if offset is None else apply(offset))
+        result = _Node(value, depends=True, offset=None if offset is None else apply(offset))
+        if node.contracted and eqn.primitive.name == "add":
+            self.settle(result)
+        return result
 
     def settle(self, node: _Node) -> Array:
         """The value, once its offset is on record as a bias."""
@@ -117,15 +125,15 @@ def _lift(constant: Any) -> _Node:
 
 
 def full_gradients(model: Model, images: Array, targets: Targets) -> list[Array]:
-    """All terms of the score: the pixels' (B, H, W, 3), then each bias's, at the shape (B, ...) of what it is added to.
+    """All terms of the score: the pixels' (B, *size, C), then each bias's, of the shape (B, ...) of its activation.
 
-    Their sum over everything but B is the score, exactly, whose own bias is the last. images (B, H, W, 3), float.
+    Their sum over everything but B is the score, exactly, whose own bias is the last. images (B, *size, C), float.
     Raises ValueError, naming the operation, for models that are not piecewise linear (GELU, LayerNorm, softmax) or
     whose activations lose the batch axis, and for such targets. arXiv 1905.00780.
     """
 
     def score(images: Array) -> Array:
-        return scores(model.head(model.features(images)), targets)
+        return scores(output_of(model, images), targets)
 
     def tapped(images: Array, taps: Sequence[Array] | None) -> tuple[Array, list[Array]]:
         biases = _Biases(taps)
@@ -146,18 +154,18 @@ def full_gradients(model: Model, images: Array, targets: Targets) -> list[Array]
 def full_grad(model: Model, images: Array, targets: Targets, *, layer: str | None = None) -> Array:
     """The magnitudes of all terms with an extent in space, each layer's onto [0, 1], resized and summed.
 
-    images (B, H, W, 3) -> maps (B, H, W), none negative. As in the authors' code (arXiv 1905.00780),
+    images (B, *size, C) -> maps (B, *size), none negative. As in the authors' code (arXiv 1905.00780),
     except that the resize is bilinear with half-pixel centres. Raises ValueError as `full_gradients` does, and for
     any layer.
     """
-    if layer is not None:
-        raise ValueError(f"layer (={layer!r}) must be None: FullGrad looks at every layer")
-    size = images.shape[1], images.shape[2]
+    no_layer("full_grad", layer)
+    size = images.shape[1:-1]
     spatial = [jnp.abs(term) for term in full_gradients(model, images, targets) if term.ndim == images.ndim]
-    return sum((resize(_normalise(term).sum(-1), size) for term in spatial), jnp.zeros(1, images.dtype))
+    maps = (resize(_normalise(term).sum(-1), size, space=len(size)) for term in spatial)
+    return sum(maps, jnp.zeros(1, images.dtype))
 
 
 def _normalise(term: Array) -> Array:
     """Over space and channels together, so that channels keep their proportions."""
-    low, high = (f(term, axis=(1, 2, 3), keepdims=True) for f in (jnp.min, jnp.max))
+    low, high = (f(term, axis=(*axes(term), term.ndim - 1), keepdims=True) for f in (jnp.min, jnp.max))
     return jnp.where(high > low, (term - low) / jnp.where(high > low, high - low, 1), 0)

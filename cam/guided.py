@@ -1,8 +1,8 @@
 """Guided backpropagation: gradients to the pixels that pass a ReLU only where both input and gradient are positive.
 
-The rule is given to every max(x, 0) of the program, `jax.nn.relu` or otherwise, the one inside a squared ReLU,
-StarReLU or ReLU6 included. Smooth activations (GELU, SiLU) keep their own derivative: a model without ReLU has its
-plain gradient.
+The rule is given to every `jax.nn.relu` of the program (`nnx.relu`, `linen.relu`), that inside a squared ReLU or
+StarReLU included. Other activations (ReLU6, CELU, GELU, SiLU) keep their own derivative, as in PyTorch libraries, which
+look for `nn.ReLU`: a model without ReLU has its plain gradient.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,8 +13,10 @@ import jax.numpy as jnp
 from jax import Array
 from jax.extend.core import JaxprEqn, Var
 
-from dcls_jax.cam.gradient import Model, grad_cam
+from dcls_jax.cam.gradient import Reduce, grad_cam
 from dcls_jax.cam.interpret import contains_relu, evaluate, inner_jaxprs, interpret, is_call, is_relu
+from dcls_jax.cam.model import Model, output_of
+from dcls_jax.cam.pixels import no_layer
 from dcls_jax.cam.targets import Targets, scores
 
 
@@ -30,14 +32,16 @@ guided_relu.defvjp(
 )
 
 
-def guide(f: Callable[[Array], Array]) -> Callable[[Array], Array]:
-    """The same function, array -> array, with every ReLU inside guided under differentiation.
+def guide(f: Callable[[Array], Any]) -> Callable[[Array], Any]:
+    """The same function, of one array, with every ReLU inside guided under differentiation.
 
     Raises ValueError for a ReLU where it cannot be reached, such as inside `jax.lax.scan` or a `jax.custom_vjp`.
     """
 
-    def guided(x: Array) -> Array:
-        return interpret(jax.make_jaxpr(f)(x), [x], _guided_rule, lift=lambda constant: constant)[0]
+    def guided(x: Array) -> Any:
+        closed, shapes = jax.make_jaxpr(f, return_shape=True)(x)
+        outputs = interpret(closed, [x], _guided_rule, lift=lambda constant: constant)
+        return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
 
     return guided
 
@@ -52,13 +56,18 @@ def _guided_rule(eqn: JaxprEqn, inputs: list[Any]) -> Sequence[Any] | None:
     return None
 
 
-def guided_backprop(model: Model, images: Array, targets: Targets) -> Array:
-    """The guided gradient of the score to the pixels: images (B, H, W, 3) -> (B, H, W, 3). arXiv 1412.6806.
+def guided_backprop(
+    model: Model, images: Array, targets: Targets, *, layer: str | None = None, reduce: Reduce | None = None
+) -> Array:
+    """The guided gradient of the score to the pixels: images (B, *size, C) -> the same shape. arXiv 1412.6806.
 
-    Raises ValueError as `guide` does.
+    reduce: what makes a map (B, *size) of it, such as `channel_sum`. Raises ValueError as `guide` does, and for any
+    layer.
     """
-    outputs = guide(lambda images: model.head(model.features(images)))
-    return jax.grad(lambda images: scores(outputs(images), targets).sum())(images)
+    no_layer("guided_backprop", layer)
+    outputs = guide(lambda images: output_of(model, images))
+    gradient = jax.grad(lambda images: scores(outputs(images), targets).sum())(images)
+    return gradient if reduce is None else reduce(gradient)
 
 
 def guided_grad_cam(
@@ -68,12 +77,14 @@ def guided_grad_cam(
     *,
     layer: str | None = None,
     interpolation: Literal["linear", "nearest"] = "linear",
+    reduce: Reduce | None = None,
 ) -> Array:
-    """Guided backpropagation times the ReLU of Grad-CAM, resized: images (B, H, W, 3) -> (B, H, W, 3). arXiv
-    1610.02391.
+    """Guided backpropagation times the ReLU of Grad-CAM, resized: images (B, *size, C) -> the same shape. 1610.02391.
 
-    The map is not normalised, as in the authors' code; "nearest" is captum's interpolation.
+    The map is not normalised, as in the authors' code; "nearest" is captum's interpolation. reduce: what makes a map
+    (B, *size) of it, such as `channel_sum`.
     """
     maps = jax.nn.relu(grad_cam(model, images, targets, layer=layer))
-    resized = jax.image.resize(maps, images.shape[:3], interpolation, antialias=False)
-    return guided_backprop(model, images, targets) * resized[..., None]
+    resized = jax.image.resize(maps, images.shape[:-1], interpolation, antialias=False)
+    terms = guided_backprop(model, images, targets) * resized[..., None]
+    return terms if reduce is None else reduce(terms)

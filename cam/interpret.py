@@ -9,7 +9,7 @@ from jax.extend.core import ClosedJaxpr, DebugInfo, Jaxpr, JaxprEqn, Literal, Va
 
 Rule = Callable[[JaxprEqn, list[Any]], Sequence[Any] | None]
 
-_CALLS = {"jit": "jaxpr", "custom_jvp_call": "call_jaxpr"}
+_CALLS = {"jit": "jaxpr", "custom_jvp_call": "call_jaxpr", "checkpoint": "jaxpr", "remat2": "jaxpr"}
 
 
 def interpret(closed: ClosedJaxpr, arguments: Sequence[Any], rule: Rule, lift: Callable[[Any], Any]) -> list[Any]:
@@ -17,26 +17,31 @@ def interpret(closed: ClosedJaxpr, arguments: Sequence[Any], rule: Rule, lift: C
 
     arguments: what the rule works on, arrays or not; lift: makes one of a constant.
     """
-    jaxpr = closed.jaxpr
+    jaxpr, constants = closed.jaxpr, closed.consts
     environment: dict[Var, Any] = {}
 
     def read(atom: Any) -> Any:
         return lift(atom.val) if isinstance(atom, Literal) else environment[atom]
 
-    environment.update(zip(jaxpr.constvars, map(lift, closed.consts), strict=True))
+    environment.update(zip(jaxpr.constvars, map(lift, constants), strict=True))
     environment.update(zip(jaxpr.invars, arguments, strict=True))
     for eqn in jaxpr.eqns:
         inputs = [read(atom) for atom in eqn.invars]
         outputs = rule(eqn, inputs)
         if outputs is None:
-            outputs = interpret(eqn.params[_CALLS[eqn.primitive.name]], inputs, rule, lift)
+            outputs = interpret(_called(eqn), inputs, rule, lift)
         environment.update(zip(eqn.outvars, outputs, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
 
 
 def is_call(eqn: JaxprEqn) -> bool:
-    """Whether a rule may have an equation opened: a function under `jax.jit` or with a `jax.custom_jvp`."""
+    """Whether a rule may have an equation opened: a function under `jax.jit`, `jax.checkpoint` or `jax.custom_jvp`."""
     return eqn.primitive.name in _CALLS
+
+
+def _called(eqn: JaxprEqn) -> ClosedJaxpr:
+    jaxpr = eqn.params[_CALLS[eqn.primitive.name]]
+    return jaxpr if isinstance(jaxpr, ClosedJaxpr) else ClosedJaxpr(jaxpr, ())
 
 
 def evaluate(eqn: JaxprEqn, inputs: Sequence[Any]) -> Sequence[Any]:
@@ -48,11 +53,19 @@ def evaluate(eqn: JaxprEqn, inputs: Sequence[Any]) -> Sequence[Any]:
 
 
 def is_relu(eqn: JaxprEqn) -> bool:
-    """Whether an equation is max(x, 0), or a call of just that, as `jax.nn.relu` is."""
+    """Whether an equation is a call of `jax.nn.relu`: max(x, 0), and nothing else, with a derivative of its own.
+
+    A bare max(x, 0) may be anything, such as the clamp of a variance in a normalisation, or a part of another
+    activation (CELU, hard swish).
+    """
+    return eqn.primitive.name == "custom_jvp_call" and _is_max_with_0(eqn)
+
+
+def _is_max_with_0(eqn: JaxprEqn) -> bool:
     if eqn.primitive.name == "max":
         return any(isinstance(atom, Literal) and np.ndim(atom.val) == 0 and atom.val == 0 for atom in eqn.invars)
-    inner = eqn.params[_CALLS[eqn.primitive.name]].eqns if is_call(eqn) else []
-    return len(inner) == 1 and is_relu(inner[0])
+    inner = _called(eqn).eqns if is_call(eqn) else []
+    return len(inner) == 1 and _is_max_with_0(inner[0])
 
 
 def contains_relu(jaxpr: Jaxpr) -> bool:

@@ -1,35 +1,44 @@
 """Methods that weigh activations by what the score does when the image or the activation is disturbed.
 
-Each takes any model with `features(images)` and `head(activations)`, and returns the raw signed map (B, h, w) at
+Each takes any model with `features(images)` and `head(activations)`, and returns the raw signed map (B, *space) at
 activation size, sum_k w_k A_k. Originals that sum the enlarged channels at image size give the same map: enlarging is
 linear, so the order does not matter. Masked images pass through the model a fixed number of masks at a time, so that
-memory is bounded; that number never changes a result. Group-CAM is in `group_cam.py`.
+memory is bounded; that number never changes a result. Group-CAM is in `grouping.py`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from functools import partial
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 from jax.typing import ArrayLike
 
-from dcls_jax.cam.gradient import Model, Reduce, activations, channel_sum, head_from
-from dcls_jax.cam.postprocess import resize
+from dcls_jax.cam.gradient import Reduce, channel_sum
+from dcls_jax.cam.maps import resize
+from dcls_jax.cam.masks import (
+    check_mask_space,
+    chosen_convention,
+    over_masks,
+    resize_corners,
+    stacked_scores,
+    unit_range,
+)
+from dcls_jax.cam.model import Model, output_of, split
+from dcls_jax.cam.space import axes, baseline_of, keys_of, like_channels
 from dcls_jax.cam.targets import Targets, scores
-
-Convention = TypeVar("Convention")
 
 
 @dataclass(frozen=True)
 class ScoreConvention:
     """Where implementations of Score-CAM part.
 
-    probabilities: the target reads the softmax of the logits, else the logits. softmax_weights: the weights are the
-    softmax of the scores over channels; else the scores themselves, and 0 for constant channels. align_corners: how
-    masks are enlarged. normalise_first: masks get the range [0, 1] before they are enlarged, else after. epsilon: added
-    to that range.
+    probabilities: labels are scored by their softmax probability, else by their logit; other targets are scores on
+    their own scale, as are heads of one logit. softmax_weights: the weights are the softmax of the scores over
+    channels; else the scores themselves, and 0 for constant channels. align_corners: how masks are enlarged.
+    normalise_first: masks get the range [0, 1] before they are enlarged, else after. epsilon: added to that range.
     """
 
     probabilities: bool = True
@@ -58,7 +67,7 @@ def score_cam(
     masks_at_a_time: int = 32,
     reduce: Reduce = channel_sum,
 ) -> Array:
-    """sum_k w_k A_k, w_k the score of the image times the enlarged A_k: images (B, H, W, 3) -> raw maps (B, h, w).
+    """sum_k w_k A_k, w_k the score of the image times the enlarged A_k: images (B, *size, 3) -> raw maps (B, *space).
 
     Raises ValueError for an unknown convention. Score-CAM, arXiv 1910.01279; github.com/haofanwang/Score-CAM.
     """
@@ -82,12 +91,12 @@ def ss_cam(
     masks_at_a_time: int = 32,
     reduce: Reduce = channel_sum,
 ) -> Array:
-    """Score-CAM with scores averaged over masks plus noise N(0, sigma^2): images (B, H, W, 3) -> raw maps (B, h, w).
+    """Score-CAM with scores averaged over masks plus noise N(0, sigma^2): images (B, *size, 3) -> raw maps (B, *space).
 
     key: one, whose noise every image gets alike, or one per image (B,). Raises ValueError as `score_cam`. SS-CAM,
     arXiv 2006.14255; samples and sigma are torch-cam's.
     """
-    keys = jnp.broadcast_to(key, (len(images),))
+    keys = keys_of(key, len(images))
 
     def noisy(masks: Array, channel: Array, sample: Array) -> Array:
         def noise(key: Array) -> Array:
@@ -110,7 +119,7 @@ def is_cam(
     masks_at_a_time: int = 32,
     reduce: Reduce = channel_sum,
 ) -> Array:
-    """Score-CAM with scores averaged over masks i/N M, i = 1..N: images (B, H, W, 3) -> raw maps (B, h, w).
+    """Score-CAM with scores averaged over masks i/N M, i = 1..N: images (B, *size, 3) -> raw maps (B, *space).
 
     Raises ValueError as `score_cam`. IS-CAM, arXiv 2010.03023. torch-cam's `ISCAM` instead accumulates its factors,
     sum_{j<=i} j/N, and so amplifies the image up to 5.5 times for N = 10.
@@ -133,99 +142,37 @@ def ablation_cam(
     masks_at_a_time: int = 32,
     reduce: Reduce = channel_sum,
 ) -> Array:
-    """sum_k (y - y_k) / |y| A_k, y_k the score without channel k: images (B, H, W, 3) -> raw maps (B, h, w).
+    """sum_k (y - y_k) / |y| A_k, y_k the score without channel k: images (B, *size, 3) -> raw maps (B, *space).
 
-    Only the head runs again. baseline: what the channel becomes, broadcast to (B, C). division: by |y|, by y as the
-    paper and pytorch-grad-cam write it (a negative score then flips the map), or not at all; a score of 0 divides by 1.
-    For images whose least activation is 0, as after a ReLU, division="score" is pytorch-grad-cam's `AblationCAM`; for
-    others that sets channels to values which fall by 1e7 with each place in its mini-batch of 32, so that weights tell
-    the place too. Raises ValueError for an unknown division. Ablation-CAM, WACV 2020.
+    Only the head runs again. baseline: what the channel becomes: a number, (C,), (B, C) or (B, *space, C). division:
+    by |y|, by y as the paper and pytorch-grad-cam write it (a negative score then flips the map), or not at all; a
+    score of 0 divides by 1. For images whose least activation is 0, as after a ReLU, division="score" is
+    pytorch-grad-cam's `AblationCAM`; for others that sets channels to values which fall by 1e7 with each place in its
+    mini-batch of 32, so that weights tell the place too. Raises ValueError for an unknown division. WACV 2020.
     """
     if division not in ("magnitude", "score", "none"):
         raise ValueError(f"division (={division!r}) must be 'magnitude', 'score' or 'none'")
-    a, head = activations(model, images, layer), head_from(model, layer)
-    batch, *space, channels = a.shape
-    baselines = jnp.broadcast_to(jnp.asarray(baseline, a.dtype), (batch, channels))
-    baselines = baselines.reshape(batch, *(1 for _ in space), channels)
+    a, head = split(model, images, layer)
+    batch, channels = len(a), a.shape[-1]
+    baselines = baseline_of(baseline, a)
 
     def scores_without(indices: Array) -> Array:
-        ablated = jax.nn.one_hot(indices, channels, dtype=bool).reshape(-1, 1, *(1 for _ in space), channels)
+        ablated = jnp.expand_dims(jax.nn.one_hot(indices, channels, dtype=bool), tuple(range(1, a.ndim)))
         return stacked_scores(head, jnp.where(ablated, baselines, a), targets)
 
     y = scores(head(a), targets)[:, None]
     divisor = {"magnitude": jnp.abs(y), "score": y, "none": jnp.ones_like(y)}[division]
     drop = y - over_masks(scores_without, channels, batch, masks_at_a_time).T
-    return reduce(weighted(drop / jnp.where(divisor == 0, 1, divisor), a))
+    return reduce(like_channels(drop / jnp.where(divisor == 0, 1, divisor), a) * a)
 
 
-def weighted(weights: Array, a: Array) -> Array:
-    """w_k A_k: weights (B, C), activations (B, ..., C) -> as the activations."""
-    return jnp.expand_dims(weights.astype(a.dtype), tuple(range(1, a.ndim - 1))) * a
-
-
-def over_masks(function: Callable[[Array], Any], masks: int, images: int, masks_at_a_time: int) -> Any:
-    """function(indices (m,)) -> arrays (m, ...), called for all masks in turn: arrays (masks, ...).
-
-    m is how many masks, each on every image, make up `masks_at_a_time`. Raises ValueError if that is less than 1.
-    """
-    if masks_at_a_time < 1:
-        raise ValueError(f"masks_at_a_time (={masks_at_a_time}) must be at least 1")
-    step = min(masks, max(1, masks_at_a_time // images))
-    # The last chunk wraps around to masks that were seen already, so that all have one shape.
-    indices = jnp.arange(-(-masks // step) * step).reshape(-1, step) % masks
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:masks], lax.map(function, indices))
-
-
-def stacked_scores(
-    classify: Callable[[Array], Array], x: Array, targets: Targets, *, probabilities: bool = False
-) -> Array:
-    """Scores (m, B) of m versions of a batch, x (m, B, ...), which classify, (N, ...) -> logits, sees as one.
-
-    probabilities: the target reads the softmax of the logits. Raises ValueError if the model's output has no classes.
-    """
-    logits = classify(x.reshape(-1, *x.shape[2:]))
-    if probabilities and logits.ndim < 2:
-        raise ValueError(
-            f"the model's output has shape {logits.shape}, expected logits (B, classes) for probabilities; "
-            "for a regression give the convention as an object with probabilities=False"
-        )
-    logits = logits.reshape(*x.shape[:2], *logits.shape[1:])
-    if probabilities:
-        logits = jax.nn.softmax(logits.astype(jnp.float32))
-    return jax.vmap(lambda logits: scores(logits, targets))(logits)
-
-
-def chosen_convention(convention: str | Convention, known: Mapping[str, Convention]) -> Convention:
-    """A convention itself, or the known one of that name. Raises ValueError for an unknown name."""
-    if not isinstance(convention, str):
-        return convention
-    if convention not in known:
-        raise ValueError(f"convention (={convention!r}) must be one of {', '.join(known)}")
-    return known[convention]
-
-
-def unit_range(maps: Array, epsilon: float = 0.0) -> Array:
-    """Each map (..., h, w) minus its minimum, over its range plus epsilon; a constant map becomes 0, never NaN."""
-    low, high = maps.min((-2, -1), keepdims=True), maps.max((-2, -1), keepdims=True)
-    return (maps - low) / jnp.where(high > low, high - low + epsilon, 1)
-
-
-def resize_corners(maps: Array, size: tuple[int, int]) -> Array:
-    """Bilinear with corner pixels on corner pixels, torch's `align_corners=True`: (B, h, w) -> (B, *size)."""
-
-    def spread(new: int, old: int) -> Array:
-        return jax.nn.relu(1 - jnp.abs(jnp.linspace(0, old - 1, new)[:, None] - jnp.arange(old))).astype(maps.dtype)
-
-    rows, columns = (spread(new, old) for new, old in zip(size, maps.shape[1:], strict=True))
-    return jnp.einsum("Hh,bhw,Ww->bHW", rows, maps, columns, precision="highest")
-
-
-def _masks(maps: Array, size: tuple[int, int], rule: ScoreConvention) -> Array:
-    """Activation channels (N, h, w) -> masks in [0, 1], (N, *size)."""
-    enlarge = resize_corners if rule.align_corners else resize
+def _masks(maps: Array, size: tuple[int, ...], rule: ScoreConvention) -> Array:
+    """Activation channels (N, *space) -> masks in [0, 1], (N, *size)."""
+    space = len(size)
+    enlarge = resize_corners if rule.align_corners else partial(resize, space=space)
     if rule.normalise_first:
-        return enlarge(unit_range(maps, rule.epsilon), size)
-    return unit_range(enlarge(maps, size), rule.epsilon)
+        return enlarge(unit_range(maps, space, rule.epsilon), size)
+    return unit_range(enlarge(maps, size), space, rule.epsilon)
 
 
 def _score_cam(
@@ -239,26 +186,25 @@ def _score_cam(
     vary: Callable[[Array, Array, Array], Array],
     reduce: Reduce,
 ) -> Array:
-    """Score-CAM with each mask replaced by several: vary(masks (B, H, W), channel, draw) -> (B, H, W)."""
+    """Score-CAM with each mask replaced by several: vary(masks (B, *size), channel, draw) -> (B, *size)."""
     rule = chosen_convention(convention, SCORE_CONVENTIONS)
     if draws < 1:
         raise ValueError(f"the number of masks per channel (={draws}) must be at least 1")
-    a = activations(model, images, layer)
-    batch, height, width, _ = images.shape
-    channels = a.shape[3]
+    a, _ = split(model, images, layer)
+    check_mask_space(a, images)
+    batch, *size, _ = images.shape
+    channels = a.shape[-1]
 
     def masked_scores(indices: Array) -> Array:
         channel, draw = indices // draws, indices % draws
-        maps = jnp.moveaxis(a[..., channel], 3, 0)  # (m, B, h, w)
-        masks = _masks(maps.reshape(-1, *maps.shape[2:]), (height, width), rule)
-        masks = jax.vmap(vary)(masks.reshape(-1, batch, height, width), channel, draw)
+        maps = jnp.moveaxis(a[..., channel], -1, 0)  # (m, B, *space)
+        masks = _masks(maps.reshape(-1, *maps.shape[2:]), tuple(size), rule)
+        masks = jax.vmap(vary)(masks.reshape(-1, batch, *size), channel, draw)
         masked = images * masks[..., None].astype(images.dtype)
-        return stacked_scores(
-            lambda x: model.head(model.features(x)), masked, targets, probabilities=rule.probabilities
-        )
+        return stacked_scores(partial(output_of, model), masked, targets, probabilities=rule.probabilities)
 
     weights = over_masks(masked_scores, channels * draws, batch, masks_at_a_time)
     weights = weights.reshape(channels, draws, batch).mean(1).T
-    contrast = a.max((1, 2)) > a.min((1, 2))
+    contrast = a.max(axes(a)) > a.min(axes(a))
     weights = jax.nn.softmax(weights) if rule.softmax_weights else jnp.where(contrast, weights, 0)
-    return reduce(weighted(weights, a))
+    return reduce(like_channels(weights, a) * a)

@@ -10,8 +10,8 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from dcls_jax.cam.grids import Bar, Grid
+from dcls_jax.cam.maps import resize
 from dcls_jax.cam.pictures import as_picture, check_colours, contour, overlay, overlay_signed
-from dcls_jax.cam.postprocess import resize
 
 Style = Literal["heatmap", "signed", "contour"]
 

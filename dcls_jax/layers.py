@@ -354,7 +354,7 @@ class Dcls(_Convolution):
 
     def __call__(self, x: Array, positions: Positions | None = None) -> Array:
         """x (B, *size, in) -> (B, *out_size, out); `positions` for a layer made with `shared_positions`."""
-        return self.with_kernel(x, self.construct(positions))
+        return self.with_kernel(x, self.construct(positions=positions))
 
     def clamp(self) -> None:
         """Move the layer's own positions back onto the grid, in place (the package's `clamp_parameters`)."""
@@ -396,7 +396,7 @@ class Dcls2dK1d(Dcls):
 
     def construct(self, positions: Positions | None = None) -> Array:
         """The dense kernel (size, 1, in/groups, out), or (1, size, ...), as `Dcls.construct` gives it."""
-        return jnp.expand_dims(super().construct(positions), 1 - self.flat_dim)
+        return jnp.expand_dims(super().construct(positions=positions), 1 - self.flat_dim)
 
 
 class Dcls3_1d(Dcls):

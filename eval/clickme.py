@@ -24,11 +24,11 @@ from jax import Array
 from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2
 
-from dcls_jax.cam import study_maps
 from dcls_jax.eval.rank import spearman
 from dcls_jax.eval.records import Paths, RecordError, Records
 from dcls_jax.eval.results import ResultsFolder
 from dcls_jax.eval.runner import Runner
+from dcls_jax.eval.study import study_maps
 from dcls_jax.freezing import freeze
 from dcls_jax.models import Backbone, Transform
 

@@ -10,10 +10,10 @@ from jax import Array
 from jax.typing import ArrayLike
 from PIL import Image
 
-from dcls_jax.cam import show_maps, study_maps
-from dcls_jax.cam.explain import STUDY
-from dcls_jax.cam.postprocess import normalise
+from dcls_jax.cam import show_maps
+from dcls_jax.cam.maps import normalise
 from dcls_jax.eval import clickme
+from dcls_jax.eval.study import STUDY, study_maps
 from dcls_jax.layers import DclsConfig
 from dcls_jax.models import Backbone, create_model, preprocess
 

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from dcls_jax.cam import METHODS, DeadMapWarning, Grid, eigen_smooth, explain, options_of, show_maps
-from dcls_jax.cam.postprocess import Combine
+from dcls_jax.cam.maps import Combine
 from dcls_jax.cam.styles import Style, check_style
 from dcls_jax.eval.results import write_file, write_json
 from dcls_jax.models import Backbone, imagenet_classes, preprocess

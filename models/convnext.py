@@ -57,7 +57,7 @@ class Block(nnx.Module):
         self.drop_path = stochastic_depth(drop_path, rngs)
 
     def __call__(self, x: Array, positions: Positions | None) -> Array:
-        y = self.norm(self.dwconv(x, positions))
+        y = self.norm(self.dwconv(x, positions=positions))
         y = self.pwconv2(gelu(self.pwconv1(y)))
         if self.gamma is not None:
             y = y * along_channels(self.gamma[...], y)

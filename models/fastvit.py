@@ -61,7 +61,7 @@ class ConvNorm(nnx.Module):
         self.bn = BatchNorm(dim, rngs=rngs)
 
     def __call__(self, x: Array, positions: Positions | None = None) -> Array:
-        return self.bn(self.conv(x, positions))
+        return self.bn(self.conv(x, positions=positions))
 
     def filter(self) -> Filter:
         return Filter.of(self.conv).then(self.bn)
@@ -186,7 +186,7 @@ class PositionalEncoding(Fusible):
             self.conv = depthwise(dim, dcls, bias=True, kernel_init=small_normal, rngs=rngs)
 
     def __call__(self, x: Array, positions: Positions | None) -> Array:
-        return x + self.conv(x, positions)
+        return x + self.conv(x, positions=positions)
 
     def filter(self) -> Filter:
         return identity(self.groups, self.groups) + Filter.of(self.conv)
@@ -214,7 +214,7 @@ class ConvFFN(nnx.Module):
         self.fc2 = _linear(int(dim * mlp_ratio), dim, rngs)
 
     def __call__(self, x: Array, positions: Positions | None) -> Array:
-        return self.fc2(gelu(self.fc1(self.conv(x, positions))))
+        return self.fc2(gelu(self.fc1(self.conv(x, positions=positions))))
 
 
 class RepMixerBlock(nnx.Module):
@@ -228,7 +228,7 @@ class RepMixerBlock(nnx.Module):
 
     def __call__(self, x: Array, positions: Positions | None) -> Array:
         x = self.token_mixer(x)
-        return x + self.drop_path(along_channels(self.layer_scale[...], x) * self.convffn(x, positions))
+        return x + self.drop_path(along_channels(self.layer_scale[...], x) * self.convffn(x, positions=positions))
 
 
 class AttentionBlock(nnx.Module):
@@ -244,7 +244,7 @@ class AttentionBlock(nnx.Module):
 
     def __call__(self, x: Array, positions: Positions | None) -> Array:
         x = x + self.drop_path(along_channels(self.layer_scale_1[...], x) * self.token_mixer(self.norm(x)))
-        return x + self.drop_path(along_channels(self.layer_scale_2[...], x) * self.convffn(x, positions))
+        return x + self.drop_path(along_channels(self.layer_scale_2[...], x) * self.convffn(x, positions=positions))
 
 
 class FastViTStage(Stage):

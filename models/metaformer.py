@@ -95,7 +95,7 @@ class SepConv(nnx.Module):
         self.pwconv2 = _linear(2 * dim, dim, rngs)
 
     def __call__(self, x: Array, positions: Positions | None) -> Array:
-        return self.pwconv2(self.dwconv(self.act1(self.pwconv1(x)), positions))
+        return self.pwconv2(self.dwconv(self.act1(self.pwconv1(x)), positions=positions))
 
 
 class Attention(nnx.Module):
@@ -148,7 +148,7 @@ class Block(nnx.Module):
         self.drop_path = stochastic_depth(drop_path, rngs)
 
     def __call__(self, x: Array, positions: Positions | None) -> Array:
-        y = self.drop_path(self.token_mixer(self.norm1(x), positions))
+        y = self.drop_path(self.token_mixer(self.norm1(x), positions=positions))
         x = y + (x if self.res_scale1 is None else self.res_scale1(x))
         y = self.drop_path(self.mlp(self.norm2(x)))
         return y + (x if self.res_scale2 is None else self.res_scale2(x))

@@ -90,7 +90,7 @@ class Bottleneck(nnx.Module):
 
     def __call__(self, x: Array, positions: Positions | None) -> Array:
         y = jax.nn.relu(self.bn1(self.conv1(x)))
-        y = jax.nn.relu(self.bn2(self.conv2(y, positions)))
+        y = jax.nn.relu(self.bn2(self.conv2(y, positions=positions)))
         y = self.drop_path(self.bn3(self.conv3(y)))
         shortcut = x if self.downsample is None else self.downsample(x)
         return jax.nn.relu(shortcut + y)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dcls_jax.cam import explain, postprocess, study_maps
+from dcls_jax.cam import explain, postprocess
 from dcls_jax.cam.gradient import (
     activations_and_gradients,
     cam,
@@ -25,6 +25,7 @@ from dcls_jax.cam.gradient import (
     xgrad_cam,
 )
 from dcls_jax.cam.targets import Contrast, Negative, Probability, Rest, scores
+from dcls_jax.eval.study import study_maps
 from tests.cam.toys import ConvNet, Cubic, Flattened, PooledLinear
 from tests.conftest import normal
 

@@ -10,7 +10,7 @@ from flax import nnx
 from scipy.ndimage import gaussian_filter1d
 
 from dcls_jax.cam import activations_and_gradients, grad_cam, normalise, resize
-from dcls_jax.cam.group_cam import GroupConvention, gaussian_blur, group_cam, k_means
+from dcls_jax.cam.grouping import GroupConvention, gaussian_blur, group_cam, k_means
 from tests.conftest import initialiser, normal
 
 LABELS = jnp.array([0, 4, 2])

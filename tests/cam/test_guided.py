@@ -54,7 +54,7 @@ class Normalised(nnx.Module):
         return self.fc(jnp.where(pooled > 0.1, pooled - 0.1, 0))
 
 
-@pytest.mark.parametrize("relu", [jax.nn.relu, jax.jit(lambda x: jnp.maximum(0.0, x)), nnx.relu])
+@pytest.mark.parametrize("relu", [jax.nn.relu, jax.jit(jax.nn.relu), jax.checkpoint(jax.nn.relu), nnx.relu])
 def test_guided_gradient_passes_where_input_and_gradient_are_positive(relu):
     x = jnp.array([-1.0, 0.0, 1.0, 2.0, 3.0])
     g = jnp.array([1.0, 1.0, 1.0, -1.0, 2.0])
@@ -127,18 +127,19 @@ def test_terms_of_a_resnet_with_dcls_sum_to_the_score(assert_close):
 def test_full_grad_counts_each_bias_once(images, assert_close):
     model = Normalised()
     terms = jax.jit(full_gradients)(model, images, LABELS)
-    # the image, convolution with normalisation, second convolution, the 0.1 before the ReLU, the classifier
-    assert [term.shape[1:] for term in terms] == [(6, 5, 3), (6, 5, 4), (6, 5, 4), (8,), (5,)]
-    # a convolution and its normalisation share the implicit bias (b - mean) * scale / deviation + beta
+    # the image, convolution, its normalisation, second convolution, the 0.1 before the ReLU, the classifier
+    assert [term.shape[1:] for term in terms] == [(6, 5, 3), *[(6, 5, 4)] * 3, (8,), (5,)]
+    # as the authors' extractor has them: the convolution's own, and -mean * scale / deviation + beta
     norm = model.norm
-    factor = norm.scale[...] / jnp.sqrt(norm.var[...] + norm.epsilon)
-    implicit = (model.conv1.bias[...] - norm.mean[...]) * factor + norm.bias[...]
+    implicit = norm.bias[...] - norm.mean[...] * norm.scale[...] / jnp.sqrt(norm.var[...] + norm.epsilon)
 
-    def after_norm(offset):
-        x = jax.nn.relu(norm(model.conv1(images)) + offset)
+    def with_offsets(before, after):
+        x = jax.nn.relu(norm(model.conv1(images) + before) + after)
         return scores(model.head(nnx.max_pool(x, (2, 2), strides=(1, 1))), LABELS).sum()
 
-    assert_close(terms[1], implicit * jax.grad(after_norm)(jnp.zeros_like(terms[1])), 1e-5)
+    before, after = jax.grad(with_offsets, (0, 1))(jnp.zeros_like(terms[1]), jnp.zeros_like(terms[1]))
+    assert_close(terms[1], model.conv1.bias[...] * before, 1e-5)
+    assert_close(terms[2], implicit * after, 1e-5)
 
 
 def test_full_grad_without_biases_is_input_times_gradient(images, assert_close):

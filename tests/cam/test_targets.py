@@ -14,8 +14,8 @@ from dcls_jax.cam.targets import (
     Region,
     Rest,
     Similarity,
+    as_pytree,
     check_targets,
-    is_per_image,
     nearest_classes,
     regression,
     scores,
@@ -48,11 +48,10 @@ ROWS = np.arange(2)
 )
 def test_scores_of_logits(targets, expected, assert_close):
     assert_close(scores(LOGITS, targets), expected, 1e-6)
-    check_targets(targets, *LOGITS.shape)
-    if is_per_image(targets):  # what holds arrays goes through jit, and is cut like the images
-        assert_close(jax.jit(scores)(LOGITS, targets), expected, 1e-6)
-        second = jax.tree.map(lambda x: jnp.asarray(x)[1:], targets) if callable(targets) else targets[1:]
-        assert_close(scores(LOGITS[1:], second), expected[1:], 1e-6)
+    check_targets(targets, LOGITS)
+    tree = as_pytree(targets)  # goes through jit, and is cut like the images
+    assert_close(jax.jit(scores)(LOGITS, tree), expected, 1e-6)
+    assert_close(scores(LOGITS[1:], jax.tree.map(lambda x: x[1:], tree)), expected[1:], 1e-6)
 
 
 def test_no_target_is_taken_for_another():
@@ -109,15 +108,16 @@ def test_region_is_the_mean_over_its_mask(assert_close):
     logits = jnp.arange(2 * 2 * 3 * 4, dtype=jnp.float32).reshape(2, 2, 3, 4)
     masks = jnp.zeros((2, 2, 3), bool).at[0, 1].set(True)
     targets = Region(LABELS, masks)
-    check_targets(targets, *logits.shape)
+    check_targets(targets, logits)
     assert_close(scores(logits, targets), [logits[0, 1, :, 3].mean(), 0], 1e-6)
 
 
 def test_functions_are_told_from_pytrees():
-    assert not is_per_image(regression)
-    assert not is_per_image(lambda logits: logits[0])
-    assert is_per_image(Logit(LABELS))
-    assert is_per_image(jax.tree_util.Partial(lambda label, logits: logits[label], LABELS))
+    for function in (regression, lambda logits: logits[0]):
+        assert not jax.tree.leaves(as_pytree(function))
+    assert jax.tree.leaves(as_pytree(Logit(LABELS)))[0] is LABELS
+    labelled = jax.tree_util.Partial(lambda label, logits: logits[label], LABELS)
+    assert as_pytree(labelled) is labelled
 
 
 @pytest.mark.parametrize(
@@ -138,4 +138,4 @@ def test_functions_are_told_from_pytrees():
 )
 def test_what_does_not_fit_is_refused(targets, shape, message):
     with pytest.raises(ValueError, match=message):
-        check_targets(targets, *shape)
+        check_targets(targets, jax.ShapeDtypeStruct(shape, jnp.float32))

@@ -143,7 +143,10 @@ def test_cam_smooths_by_principal_component(cam, picture):
     ("wrong", "message"),
     [
         (["--methods", "grad_cam,magic"], "methods hold 'magic', expected some of cam, grad_cam"),
-        (["--methods", "grad_cam,fem", "--eigen-smooth"], "methods hold 'fem', which have no eigen smoothing"),
+        (
+            ["--methods", "grad_cam,kpca_cam", "--eigen-smooth"],
+            "methods hold 'kpca_cam', which have no eigen smoothing",
+        ),
         (["--methods", ""], "methods hold ''"),
         (["--layer", "stages.9"], "the nearest are stages."),
         (["--target", "4"], "label 4, but the model has classes 0 to 3"),

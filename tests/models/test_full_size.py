@@ -4,7 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from dcls_jax.cam import activations_and_gradients, study_maps
+from dcls_jax.cam import activations_and_gradients
+from dcls_jax.eval.study import study_maps
 from dcls_jax.models import create_model, list_models, load_weights
 
 

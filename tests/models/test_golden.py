@@ -7,8 +7,8 @@ import jax
 import pytest
 
 from dcls_jax import DclsConfig, freeze
-from dcls_jax.cam import activations_and_gradients, study_maps
-from dcls_jax.cam.explain import STUDY
+from dcls_jax.cam import activations_and_gradients
+from dcls_jax.eval.study import STUDY, study_maps
 from tests import golden
 
 pytestmark = pytest.mark.optimised
@@ -84,7 +84,7 @@ def test_every_cut_leads_to_the_same_logits(case, assert_close):
 def test_what_is_recorded_is_met(name, dcls, tmp_path, assert_close):
     recorder = pytest.importorskip("tests.record_golden", exc_type=ImportError)
 
-    config = {"depths": [1, 1, 1, 1], "dims": [8, 8, 16, 32], "num_classes": 10}
+    config = {"depths": [1, 1, 1, 1], "dims": [8, 16, 32, 64], "num_classes": 10}
     original = recorder.torch_model(name, dcls, seed=0, **config)
     recorder.record(tmp_path, "small", original, name, config, dcls)
     model, expected = golden.load("small", tmp_path)

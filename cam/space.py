@@ -1,0 +1,47 @@
+"""Arrays (B, *space, C): means and sums over space, whatever its number of axes, and what each image has of its own."""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+
+def axes(x: Array) -> tuple[int, ...]:
+    """Those of space."""
+    return tuple(range(1, x.ndim - 1))
+
+
+def mean(x: Array) -> Array:
+    """<.>, over space, kept as axes of length 1."""
+    return x.mean(axes(x), keepdims=True)
+
+
+def total(x: Array) -> Array:
+    """S(.), over space, kept as axes of length 1."""
+    return x.sum(axes(x), keepdims=True)
+
+
+def like_channels(weights: Array, x: Array) -> Array:
+    """Weights (B, C), to multiply x (B, *space, C): (B, 1, ..., 1, C) in its dtype."""
+    return jnp.expand_dims(weights.astype(x.dtype), axes(x))
+
+
+def keys_of(key: Array, batch: int) -> Array:
+    """A key for each image, (B,): the one given, alike for all, or those given. Old-style uint32 keys are taken too."""
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        key = jax.random.wrap_key_data(key)
+    return jnp.broadcast_to(key, (batch,))
+
+
+def baseline_of(baseline: ArrayLike, x: Array) -> Array:
+    """A baseline for x (B, *space, C): a number, (B, C) for each image and channel, or any shape that broadcasts."""
+    given = jnp.asarray(baseline, x.dtype)
+    if given.shape == (len(x), x.shape[-1]):
+        given = like_channels(given, x)
+    return jnp.broadcast_to(given, x.shape)
+
+
+def rounding(dtype: jnp.dtype) -> float:
+    """Of a sum of signed terms, relative to the sum of their magnitudes, what is no more than rounding errors."""
+    eps = float(jnp.finfo(dtype).eps)
+    return eps if eps > 1e-4 else 84 * eps  # 1e-5 in float32; halves have no such room
