@@ -115,11 +115,16 @@ from dcls_jax.cam.pixels import (
 )
 
 # Pictures.
-from dcls_jax.cam.overlay import (
+from dcls_jax.cam.grids import (
+    Bar as Bar,
     Grid as Grid,
+    save_grid as save_grid,
+)
+from dcls_jax.cam.pictures import (
     contour as contour,
     overlay as overlay,
     overlay_signed as overlay_signed,
-    save_grid as save_grid,
+)
+from dcls_jax.cam.styles import (
     show_maps as show_maps,
 )

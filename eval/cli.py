@@ -95,15 +95,23 @@ def cam(
         Literal["heatmap", "signed", "contour"],
         typer.Option(help="What the grid shows: what speaks for the class, also what speaks against it, or lines."),
     ] = "heatmap",
+    colormap: Annotated[
+        str | None, typer.Option(help="A colormap of matplotlib's: plasma unless given, for signed bwr.")
+    ] = None,
+    alpha: Annotated[
+        float | None, typer.Option(help="Opacity of the largest value, 0 to 1: 0.75 unless given, for signed 0.9.")
+    ] = None,
     num_classes: Annotated[int, typer.Option(help="How many classes the checkpoint has.")] = 1000,
-    out: Annotated[Path, typer.Option(help="The folder for maps.png, maps.npz and manifest.json.")] = Path(
+    out: Annotated[Path, typer.Option(help="The folder for maps.png, overlays/, maps.npz and manifest.json.")] = Path(
         "results/cam"
     ),
 ) -> None:
-    """Draw class activation maps of pictures: a grid, the raw maps, and a manifest of what was done."""
+    """Draw class activation maps of pictures: a grid, each map by itself, the raw maps, and a manifest."""
+    from dcls_jax.cam.styles import check_style
     from dcls_jax.eval import pictures
     from dcls_jax.models import create_model
 
+    check_style(style, alpha, colormap)
     built = create_model(model, dcls=dcls, num_classes=num_classes, weights=weights)
     manifest = pictures.explain_pictures(
         built,
@@ -117,15 +125,17 @@ def cam(
         augment=augment,
         eigen=eigen_smooth,
         style=style,
+        alpha=alpha,
+        colormap=colormap,
         name=model,
         details={"dcls": dcls, "weights": weights},
     )
     for row in manifest["pictures"]:
         if row["dead"]:
-            print(
-                f"nothing positive for class {row['class']} in {row['file']}: {', '.join(row['dead'])}", file=sys.stderr
-            )
-    print(f"maps: {out / 'maps.png'}, raw maps: {out / 'maps.npz'}, manifest: {out / 'manifest.json'}")
+            dead = ", ".join(row["dead"])
+            print(f"nothing positive for {pictures.label(row)} in {row['file']}: {dead}", file=sys.stderr)
+    print(f"maps: {out / 'maps.png'}, one by one: {out / 'overlays'}")
+    print(f"raw maps: {out / 'maps.npz'}, manifest: {out / 'manifest.json'}")
 
 
 @evaluations.command("clickme")

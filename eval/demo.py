@@ -7,9 +7,10 @@ from pathlib import Path
 import jax
 import numpy as np
 from jax import Array
+from jax.typing import ArrayLike
 from PIL import Image
 
-from dcls_jax.cam import overlay, save_grid
+from dcls_jax.cam import show_maps
 from dcls_jax.cam.maps import normalise
 from dcls_jax.eval import clickme
 from dcls_jax.eval.study import STUDY, study_maps
@@ -37,7 +38,7 @@ def sample_models() -> dict[str, Backbone]:
     return models
 
 
-def run(out: Path, *, pictures: int = 6) -> list[clickme.Result]:
+def run(out: Path, *, pictures: int = 2) -> list[clickme.Result]:
     """Evaluate both models and both methods of the study on the sample, and draw maps of its first pictures.
 
     out: the folder for a results folder per evaluation and `maps.png`; a killed run goes on where it stopped.
@@ -57,14 +58,13 @@ def draw(path: Path, models: dict[str, Backbone], pictures: int) -> None:
     samples = list(islice(clickme.load(SAMPLE), pictures))
     frame = next(iter(models.values())).transform.framed
     images = [Image.fromarray(sample.image.astype(np.uint8)) for sample in samples]
-    seen = [np.asarray(frame(image)) for image in images]
-    human = [np.asarray(frame(Image.fromarray(sample.heatmap))) for sample in samples]
-    columns = {"image": seen, "human": [overlay(s, np.asarray(normalise(h))) for s, h in zip(seen, human, strict=True)]}
+    people = [np.asarray(frame(Image.fromarray(sample.heatmap))) for sample in samples]
+    maps: dict[str, ArrayLike] = {"people": np.stack(people)}
     labels = np.array([sample.label for sample in samples])
     for name, model in models.items():
-        for method, maps in _maps(model, preprocess(images, model), labels).items():
-            columns[f"{name}\n{method}"] = [overlay(s, np.asarray(m)) for s, m in zip(seen, maps, strict=True)]
-    save_grid(path, list(zip(*columns.values(), strict=True)), column_titles=list(columns))
+        of_model = _maps(model, preprocess(images, model), labels)
+        maps |= {f"{name}\n{method}": of_method for method, of_method in of_model.items()}
+    show_maps([np.asarray(frame(image)) for image in images], maps).save(path)
 
 
 @jax.jit

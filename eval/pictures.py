@@ -1,7 +1,11 @@
-"""Maps of a user's own pictures: a grid, the raw maps, and a manifest."""
+"""Maps of a user's own pictures: a grid, each map on its picture, the raw maps, and a manifest."""
 
+import re
 import warnings
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -9,19 +13,23 @@ import jax
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from dcls_jax.cam import METHODS, DeadMapWarning, eigen_smooth, explain, options_of, show_maps
+from dcls_jax.cam import METHODS, DeadMapWarning, Grid, eigen_smooth, explain, options_of, show_maps
 from dcls_jax.cam.maps import Combine
-from dcls_jax.cam.overlay import Style
+from dcls_jax.cam.styles import Style, check_style
 from dcls_jax.eval.results import write_file, write_json
-from dcls_jax.models import Backbone, preprocess
+from dcls_jax.models import Backbone, imagenet_classes, preprocess
+from dcls_jax.models.transform import upright
+
+PAGE = 20  # rows of a grid
 
 
 def open_picture(path: Path) -> Image.Image:
-    """A picture as RGB. Raises ValueError naming a file that is none."""
+    """A picture as RGB, upright. Raises ValueError naming a file that is none."""
     try:
         with Image.open(path) as picture:
-            return picture.convert("RGB")
-    except (UnidentifiedImageError, OSError) as error:
+            picture.load()
+            return upright(picture)
+    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} is not a picture that can be read ({error})") from error
 
 
@@ -38,17 +46,22 @@ def explain_pictures(
     augment: bool = False,
     eigen: bool = False,
     style: Style = "heatmap",
+    alpha: float | None = None,
+    colormap: str | None = None,
     name: str,
     details: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Write maps.png, maps.npz (raw maps, (rows, h, w)) and manifest.json into `out`; return the manifest.
+    """Write maps.png, a PNG per map in overlays/, maps.npz (raw maps, (rows, h, w)) and manifest.json into `out`.
 
-    A row is a picture and a class: `target`, or each of the `top_k` classes that the model finds most probable. A
-    column is a method at a layer (none: the study's), or with `combine` at all layers together; it is called
-    "method@layer" where there are several layers. eigen: the principal component of the channels' contributions instead
-    of their sum, for methods that have it. details: more about the model, for the manifest.
-    Raises ValueError for pictures, methods, layers and classes that do not fit, before anything is written.
+    A row is a picture and a class: `target`, or each of the `top_k` classes that the model finds most probable; of 1000
+    classes, ImageNet's, the names are given. After 20 rows the grid goes on in maps-2.png. A column is a method at a
+    layer (none: the study's), or with `combine` at all layers together; it is called "method@layer" where there are
+    several layers. eigen: the principal component of the channels' contributions instead of their sum, for methods that
+    have it. style, alpha, colormap: as for `show_maps`. details: more about the model, for the manifest.
+    Returns the manifest, whose rows name their files in overlays/ by column.
+    Raises ValueError for pictures, methods, layers, classes and styles that do not fit, before anything is written.
     """
+    check_style(style, alpha, colormap)
     unknown = [method for method in methods if method not in METHODS]
     if unknown or not methods:
         raise ValueError(
@@ -68,16 +81,15 @@ def explain_pictures(
         for method in methods
         for column, chosen in _columns(method, layers, combine).items()
     }
-    rows: list[dict[str, Any]] = [
-        {"file": str(path), "class": int(label), "probability": float(p[label])}
-        for path, p, chosen in zip(paths, probabilities, classes, strict=True)
-        for label in chosen
-    ]
-    for index, row in enumerate(rows):
-        # Columns with nothing positive to show.
-        row["dead"] = [column for column, maps in raw.items() if not (maps[index] > 0).any()]
-    titles = [f"{Path(row['file']).name}\nclass {row['class']}: {row['probability']:.1%}" for row in rows]
-    grid = show_maps(seen, {key.replace("@", "\n"): maps for key, maps in raw.items()}, style=style, row_titles=titles)
+    rows = _described(paths, probabilities, classes, raw)
+    grid = show_maps(
+        seen,
+        {key.replace("@", "\n"): maps for key, maps in raw.items()},
+        style=style,
+        alpha=alpha,
+        colormap=colormap,
+        row_titles=[_title(row) for row in rows],
+    )
     manifest = {
         "model": name,
         **(details or {}),
@@ -87,14 +99,63 @@ def explain_pictures(
         "augment": augment,
         "eigen_smooth": eigen,
         "style": style,
+        "alpha": alpha,
+        "colormap": colormap,
         "maps": {key: list(maps.shape) for key, maps in raw.items()},
         "pictures": rows,
     }
-    out.mkdir(parents=True, exist_ok=True)
-    grid.save(out / "maps.png")
+    _draw(grid, [row["overlays"].values() for row in rows], out)
     write_file(out / "maps.npz", lambda file: np.savez(file, **cast(Any, raw)))
     write_json(out / "manifest.json", manifest)
     return manifest
+
+
+def label(row: dict[str, Any]) -> str:
+    """What the class of a manifest's row is called: its name, or its number where it has none."""
+    return row.get("name", f"class {row['class']}")
+
+
+def _title(row: dict[str, Any]) -> str:
+    file = " ".join(Path(row["file"]).name.splitlines())
+    return f"{file}\n{label(row)}: {row['probability']:.1%}"
+
+
+def _described(
+    paths: Sequence[Path], probabilities: np.ndarray, classes: np.ndarray, raw: dict[str, np.ndarray]
+) -> list[dict[str, Any]]:
+    """The manifest's rows; "dead" are columns with nothing positive to show."""
+    names = imagenet_classes() if probabilities.shape[1] == len(imagenet_classes()) else None
+    rows: list[dict[str, Any]] = []
+    taken: Counter[str] = Counter()
+    for path, p, chosen in zip(paths, probabilities, classes, strict=True):
+        for number in chosen:
+            row = {"file": str(path), "class": int(number)} | ({"name": names[number]} if names else {})
+            row["probability"] = float(p[number])
+            row["dead"] = [column for column, maps in raw.items() if not (maps[len(rows)] > 0).any()]
+            row["overlays"] = {column: f"overlays/{_file_name(row, column, taken)}" for column in raw}
+            rows.append(row)
+    return rows
+
+
+def _file_name(row: dict[str, Any], column: str, taken: Counter[str]) -> str:
+    """Picture, class and column as a name that every file system takes, unlike those taken."""
+    parts = Path(row["file"]).stem[:40], f"{row['class']} {row.get('name', '')}".strip(), column[:80]
+    stem = "-".join(re.sub(r"[^\w.+]+", "_", part) for part in parts)
+    taken[stem.casefold()] += 1
+    number = taken[stem.casefold()]
+    return f"{stem}-{number}.png" if number > 1 else f"{stem}.png"
+
+
+def _draw(grid: Grid, files: Sequence[Iterable[str]], out: Path) -> None:
+    """Write the grid, by pages, and each of its maps."""
+    (out / "overlays").mkdir(parents=True, exist_ok=True)
+    for first in range(0, len(grid.rows), PAGE):
+        shown = slice(first, first + PAGE)
+        page = replace(grid, rows=grid.rows[shown], row_titles=grid.row_titles[shown], notes=grid.notes[shown])
+        page.save(out / (f"maps-{first // PAGE + 1}.png" if first else "maps.png"))
+    for names, row in zip(files, grid.rows, strict=True):
+        for name, picture in zip(names, row[1:], strict=True):
+            write_file(out / name, partial(Image.fromarray(picture).save, format="PNG"))
 
 
 def _classes(probabilities: np.ndarray, target: int | None, top_k: int) -> np.ndarray:

@@ -170,8 +170,7 @@ def main(
             maps[f"{name}\n{method}"] = np.asarray(explain(model, images, labels, method=method))
             shape = maps[f"{name}\n{method}"].shape
             print(f"{name:5} {method:14} maps {shape} in {time.perf_counter() - start:.2f} s with compilation")
-    pictures = [np.rint(255 * image).astype(np.uint8) for image in images]
-    show_maps(pictures, maps, row_titles=[COLOURS[label] for label in labels]).save(path)
+    show_maps(images, maps, row_titles=[COLOURS[label] for label in labels]).save(path)
     print(f"picture: {path}")
     return maps
 

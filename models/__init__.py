@@ -2,6 +2,7 @@
 
 from dcls_jax.models.backbone import Backbone
 from dcls_jax.models.checkpoints import CheckpointError, load_weights, save_weights, state_dict
+from dcls_jax.models.classes import imagenet_classes
 from dcls_jax.models.convnext import ConvNeXt, ConvNeXtConfig
 from dcls_jax.models.create import create_model, list_models
 from dcls_jax.models.fastvit import FastViT, FastViTConfig
@@ -25,6 +26,7 @@ __all__ = [
     "ResNetConfig",
     "Transform",
     "create_model",
+    "imagenet_classes",
     "list_models",
     "load_weights",
     "preprocess",

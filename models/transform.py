@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 if TYPE_CHECKING:
     from dcls_jax.models.backbone import Backbone
@@ -25,7 +25,7 @@ class Transform:
 
     def __call__(self, image: Image.Image) -> np.ndarray:
         """A picture of any size and mode -> (crop, crop, 3) float32, normalised."""
-        pixels = np.asarray(self.framed(image.convert("RGB")))
+        pixels = np.asarray(self.framed(upright(image)))
         rows = pixels.reshape(len(pixels), -1) / np.float32(255)
         # in place and by whole rows: new memory, and loops over three channels, would take five times as long
         rows -= np.tile(np.asarray(self.mean, np.float32), self.crop)
@@ -33,7 +33,8 @@ class Transform:
         return rows.reshape(pixels.shape)
 
     def framed(self, image: Image.Image) -> Image.Image:
-        """The part of a picture that the model sees, crop x crop pixels."""
+        """The part of a picture that the model sees, crop x crop pixels, in the picture's mode."""
+        image = _turned(image)
         width, height = (self.resize * side // min(image.size) for side in image.size)
         left, top = round((width - self.crop) / 2), round((height - self.crop) / 2)
         right, bottom = left + self.crop, top + self.crop
@@ -42,6 +43,32 @@ class Transform:
         if image.width == image.height and left > 0 and all(map(_is_float32, (start, stop, pixel))):
             return image.resize((self.crop, self.crop), Image.Resampling.BICUBIC, (start, start, stop, stop))
         return image.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, right, bottom))
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """A picture of any mode as RGB, turned as its EXIF orientation says; 16 bits, integers and floats scaled to 8 bits.
+
+    Integers and floats are taken to fill the least range that holds them: to 1 (floats), 255, 65535, or their maximum.
+    """
+    image = _turned(image)
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        image = Image.fromarray(_eight_bits(np.nan_to_num(np.asarray(image, np.float64), posinf=0), image.mode))
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _eight_bits(values: np.ndarray, mode: str) -> np.ndarray:
+    highest = max(values.max(), 0)
+    ranges = {"F": (1, 255, 65535), "I": (255, 65535)}.get(mode, (65535,))
+    top = next((top for top in ranges if highest <= top), highest)
+    return np.rint(values.clip(0) * (255 / top)).astype(np.uint8)
+
+
+def _turned(image: Image.Image) -> Image.Image:
+    try:
+        turn = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+    except Exception:  # whatever Pillow meets in damaged EXIF, which does not keep the picture from being seen
+        return image
+    return ImageOps.exif_transpose(image) if turn else image
 
 
 def _is_float32(number: float) -> bool:

@@ -78,6 +78,7 @@ def test_everything_is_installed_under_the_packages_name(wheel: Path) -> None:
         "convert_weights.py",
         "fastest.json",
         "models/descriptions.json",
+        "models/imagenet_classes.txt",
         "eval/sample/val-0.tfrecords",
         "py.typed",
     ):

@@ -1,5 +1,6 @@
 """The command line, as a stranger meets it."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import dcls_jax.models
 from dcls_jax.eval import cli
 from dcls_jax.models import create, create_model, save_weights
 from tests.conftest import random_model
@@ -94,7 +96,13 @@ def test_cam_writes_grid_maps_and_manifest(cam, tmp_path, picture):
     assert manifest["layers"] == ["stages.2"]
     assert manifest["weights"].endswith("tiny")
     assert maps["grad_cam"].shape == maps["threshold_grad_cam"].shape == (2, 14, 14)
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["manifest.json", "maps.npz", "maps.png"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "manifest.json",
+        "maps.npz",
+        "maps.png",
+        "overlays",
+    ]
+    assert len(list((tmp_path / "out" / "overlays").iterdir())) == 4
 
 
 def test_cam_explains_the_most_probable_classes_at_several_layers(cam, picture):
@@ -150,6 +158,32 @@ def test_cam_refuses_what_does_not_fit(cam, capsys, tmp_path, picture, wrong, me
     assert cam(picture, *wrong)[0] == 1
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_cam_draws_as_it_is_told(cam, tmp_path, picture):
+    overlay = tmp_path / "out" / "overlays" / "noise-2-grad_cam.png"
+    drawn = []
+    for options in ([], ["--colormap", "jet"], ["--alpha", 0.2], ["--style", "signed", "--alpha", 0]):
+        code, manifest, _ = cam(picture, "--methods", "grad_cam", "--target", 2, *options)
+        assert code == 0
+        drawn.append(np.asarray(Image.open(overlay)).astype(int))
+    assert all((one != other).any() for one, other in itertools.combinations(drawn, 2))
+    assert (manifest["style"], manifest["alpha"], manifest["colormap"]) == ("signed", 0, None)
+    assert (drawn[-1] == drawn[-1][..., :1]).all()  # a picture in grey, and a map that is not to be seen
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (["--alpha", "1.5"], "alpha (=1.5) must be in [0, 1]"),
+        (["--colormap", "jett"], "colormap (='jett') is not one of matplotlib's; the nearest are jet"),
+        (["--style", "contour", "--colormap", "jet"], "colormap (='jet') is for the styles heatmap and signed"),
+    ],
+)
+def test_cam_checks_how_to_draw_before_any_work(monkeypatch, capsys, cam, picture, wrong, message):
+    monkeypatch.setattr(dcls_jax.models, "create_model", lambda *_, **__: pytest.fail("a model was made"))
+    assert cam(picture, *wrong)[0] == 1
+    assert message in capsys.readouterr().err
 
 
 def test_cam_names_a_file_that_is_no_picture(cam, capsys, tmp_path, picture):

@@ -1,10 +1,13 @@
 """From a picture to a model's input."""
 
+from io import BytesIO
+
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from dcls_jax.models import Transform, preprocess
+from dcls_jax.models.transform import upright
 from tests.models.small import small
 
 
@@ -32,3 +35,69 @@ def test_the_longer_side_is_torchvisions(monkeypatch, size, resize):
     Transform(resize, 224).framed(Image.new("RGB", size))
     # torchvision.transforms.functional._compute_resized_output_size: int(size * long / short)
     assert resized == [tuple(int(resize * side / min(size)) for side in size)]
+
+
+def corners() -> Image.Image:
+    """A picture, wider than high, whose corners differ."""
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 90, 3), np.uint8)
+    pixels[:30, :45] = 255
+    return Image.fromarray(pixels)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_turned_picture_is_seen_upright(orientation):
+    turn = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,  # undoes what orientation 6 asks for
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }.get(orientation)
+    exif, file = Image.Exif(), BytesIO()
+    exif[ExifTags.Base.Orientation] = orientation
+    (corners().transpose(turn) if turn is not None else corners()).save(file, "PNG", exif=exif)
+    transform = Transform(32, 24)
+    with Image.open(file) as picture:
+        np.testing.assert_array_equal(upright(picture), corners())
+        np.testing.assert_array_equal(transform.framed(picture), transform.framed(corners()))
+        np.testing.assert_array_equal(transform(picture), transform(corners()))
+
+
+@pytest.mark.parametrize("damage", [b"MM", b"MM\0*\0\0\0\x08\0", b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12"])
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_damaged_exif_does_not_hide_a_picture(damage):
+    picture = corners()
+    picture.info["exif"] = damage
+    np.testing.assert_array_equal(upright(picture), corners())
+
+
+LEVELS = np.array([[0, 51, 102], [153, 204, 255]])
+
+
+@pytest.mark.parametrize(
+    "deep",
+    [
+        Image.fromarray((LEVELS * 257).astype(np.uint16)),
+        Image.fromarray((LEVELS * 257).astype(np.int32)),
+        Image.fromarray((LEVELS * 8_000_000).astype(np.int32)),
+        Image.fromarray(LEVELS.astype(np.int32)),
+        Image.fromarray((LEVELS / 255).astype(np.float32)),
+        Image.fromarray(LEVELS.astype(np.float32)),
+        Image.fromarray(np.where(LEVELS == 0, np.nan, LEVELS * 257).astype(np.float32)),
+    ],
+    ids=lambda image: f"{image.mode}-{np.nanmax(image):.0f}",
+)
+def test_more_than_eight_bits_are_scaled(deep):
+    np.testing.assert_array_equal(upright(deep), np.repeat(LEVELS[..., None], 3, -1))
+
+
+def test_dark_pictures_of_sixteen_bits_stay_dark():
+    assert np.asarray(upright(Image.fromarray(np.full((2, 2), 255, np.uint16)))).max() == 1
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV"])
+def test_pictures_of_eight_bits_are_pillows_rgb(mode):
+    picture = corners().convert(mode)
+    np.testing.assert_array_equal(upright(picture), picture.convert("RGB"))
