@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from dcls_jax.cam.model import SplitsItself, WithInputs, split
+from dcls_jax.cam.model import CutError, SplitsItself, WithInputs, split
 from dcls_jax.cam.targets import Targets, check_targets
 
 Layers = tuple[str | None, ...]
@@ -25,7 +25,8 @@ def checked_layers(layer: str | Sequence[str] | None) -> Layers:
     if layer is None or isinstance(layer, str):
         return (layer,)
     if not isinstance(layer, Sequence) or not layer or not all(isinstance(name, str) for name in layer):
-        raise ValueError(f"layer (={layer!r}) must be the name of a layer, or several names")
+        given = f"={layer!r}" if isinstance(layer, Sequence | int) else f"a {type(layer).__name__}"
+        raise ValueError(f"layer ({given}) must be the name of a layer, or several names")
     return tuple(layer)
 
 
@@ -42,7 +43,11 @@ def outline(model: Any, images: jax.ShapeDtypeStruct, layer: str | None) -> tupl
 
     try:
         a, output = jax.eval_shape(run, model, images)
-    except (TypeError, IndexError, AttributeError, ZeroDivisionError) as error:
+    except CutError:
+        raise
+    except (TypeError, ValueError, IndexError, AttributeError, ZeroDivisionError) as error:
+        if layer is not None and repr(layer) in str(error):  # the model's own word on a layer that it does not have
+            raise
         reason = (str(error) or type(error).__name__).splitlines()[0]
         expected = "expected (B, *size, C), channels last, as it takes them"
         raise ValueError(f"images have shape {images.shape}, {expected} ({reason})") from error

@@ -40,12 +40,12 @@ def resize(maps: ArrayLike, size: Size, *, space: int = 2) -> Array:
     return maps
 
 
-def checked_size(size: Size, space: int) -> tuple[int, ...]:
-    """A length for each axis of a map. Raises ValueError."""
+def checked_size(size: Size, space: int, name: str = "size") -> tuple[int, ...]:
+    """A length for each axis of a map. Raises ValueError, which calls it `name`."""
     lengths = tuple(size) if isinstance(size, Sequence) else (size,) * space
     whole = all(hasattr(length, "__index__") and length > 0 for length in lengths)
     if len(lengths) != space or not whole:
-        raise ValueError(f"size (={size!r}) must be a positive whole number, or {space} of them")
+        raise ValueError(f"{name} (={size!r}) must be a positive whole number, or {space} of them")
     return tuple(length.__index__() for length in lengths)
 
 

@@ -31,6 +31,10 @@ class Model(Protocol):
     def head(self) -> Callable[..., Any]: ...
 
 
+class CutError(ValueError):
+    """A model that cannot be cut at a layer."""
+
+
 @runtime_checkable
 class SplitsItself(Protocol):
     """A model whose head reads more than the activations: see `from_module`."""

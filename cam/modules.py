@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import linen, nnx
 from jax import Array
 
-from dcls_jax.cam.model import Head, versions
+from dcls_jax.cam.model import CutError, Head, versions
 from dcls_jax.cam.pytree import pytree
 from dcls_jax.freezing import modules_by_path, set_module
 
@@ -32,7 +32,7 @@ class ModuleModel:
     def split(self, images: Array, layer: str | None, inputs: tuple[Any, ...]) -> tuple[Array, Head]:
         """The output of a submodule, and the module with another output in its place."""
         if layer is None:
-            raise ValueError("layer is needed: the path of a submodule, as a Flax module has no features of its own")
+            raise CutError("layer is needed: the path of a submodule, as a Flax module has no features of its own")
         found: list[Any] = []
 
         def note(output: Any) -> Any:
@@ -42,7 +42,7 @@ class ModuleModel:
         self._run(images, inputs, layer, note)
         if len(found) != 1 or not isinstance(found[0], Array):
             what = f"called {len(found)} times" if len(found) != 1 else f"gives a {type(found[0]).__name__}"
-            raise ValueError(f"layer (={layer!r}) {what}, expected one call that gives an array (B, *space, channels)")
+            raise CutError(f"layer (={layer!r}) {what}, expected one call that gives an array (B, *space, channels)")
 
         def head(a: Array) -> Any:
             def other(output: Array) -> Array:
@@ -88,9 +88,9 @@ def from_module(
     """
     if isinstance(module, linen.Module):
         if variables is None:
-            raise ValueError("variables are needed, as a Linen module holds none")
+            raise CutError("variables are needed, as a Linen module holds none")
     elif not isinstance(module, nnx.Module):
-        raise ValueError(f"module (a {type(module).__name__}) must be a Flax module, NNX or Linen")
+        raise CutError(f"module (a {type(module).__name__}) must be a Flax module, NNX or Linen")
     known, static = (variables, module) if isinstance(module, linen.Module) else (module, None)
     return ModuleModel(known, static, prefix_tokens, grid, tuple(sorted(arguments.items())))
 
@@ -105,7 +105,7 @@ def tokens_to_grid(tokens: Array, *, prefix_tokens: int = 0, grid: tuple[int, ..
     side = math.isqrt(max(0, count))
     sides = (side, side) if grid is None else tuple(grid)
     if count < 1 or math.prod(sides) != count:
-        raise ValueError(f"tokens have shape {tokens.shape}, expected {prefix_tokens} and a grid {sides} along axis 1")
+        raise CutError(f"tokens have shape {tokens.shape}, expected {prefix_tokens} and a grid {sides} along axis 1")
     return tokens[:, prefix_tokens:].reshape(batch, *sides, channels)
 
 
@@ -156,4 +156,4 @@ def _check_layer(layer: str, names: Iterable[str]) -> None:
     names = list(names)
     if layer not in names:
         nearest = difflib.get_close_matches(layer, names, n=5, cutoff=0)
-        raise ValueError(f"no submodule {layer!r}; the nearest are {', '.join(nearest)}")
+        raise CutError(f"no submodule {layer!r}; the nearest are {', '.join(nearest)}")

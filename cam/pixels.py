@@ -123,8 +123,8 @@ def occlusion(
     """
     no_layer("occlusion", layer)
     size = images.shape[1:-1]
-    windows = tuple(max(1, n // 8) for n in size) if window is None else checked_size(window, len(size))
-    strides = tuple(max(1, n // 2) for n in windows) if stride is None else checked_size(stride, len(size))
+    windows = tuple(max(1, n // 8) for n in size) if window is None else checked_size(window, len(size), "window")
+    strides = tuple(max(1, n // 2) for n in windows) if stride is None else checked_size(stride, len(size), "stride")
     if any(w > n for w, n in zip(windows, size, strict=True)):
         raise ValueError(f"window (={window}) must not be larger than the images {size}")
     if any(s > w for s, w in zip(strides, windows, strict=True)):
@@ -184,7 +184,7 @@ def rise(
     """
     no_layer("rise", layer)
     size = images.shape[1:-1]
-    grid = checked_size(cells, len(size))
+    grid = checked_size(cells, len(size), "cells")
     if masks < 1 or not 0 < keep < 1:
         raise ValueError(f"masks (={masks}) must be at least 1, and keep (={keep}) between 0 and 1")
     pitch = tuple(-(-n // c) for n, c in zip(size, grid, strict=True))

@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from os import PathLike
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
@@ -75,7 +76,32 @@ def _is_float32(number: float) -> bool:
     return float(np.float32(number)) == number
 
 
-def preprocess(images: Image.Image | Sequence[Image.Image], model: "Backbone") -> np.ndarray:
-    """Pictures as a model's input batch, by its own transform: (B, crop, crop, 3) float32, B = 1 for one picture."""
-    pictures = [images] if isinstance(images, Image.Image) else images
-    return np.stack([model.transform(picture) for picture in pictures])
+Picture = Image.Image | np.ndarray | str | PathLike[str]
+
+
+def preprocess(images: Picture | Sequence[Picture], model: "Backbone") -> np.ndarray:
+    """Pictures as a model's input batch, by its own transform: (B, crop, crop, 3) float32, B = 1 for one picture.
+
+    images: of Pillow, arrays of 8 bits, (H, W, 3) or grey (H, W), or paths of files. Raises ValueError for anything
+    else and for no pictures, OSError for files that cannot be read.
+    """
+    one = isinstance(images, Image.Image | str | PathLike) or (isinstance(images, np.ndarray) and images.ndim < 4)
+    pictures = cast(Sequence[Picture], [images] if one else list(cast(Sequence[Picture], images)))
+    if not pictures:
+        raise ValueError(f"images (={images!r}) hold no picture")
+    return np.stack([model.transform(_opened(picture)) for picture in pictures])
+
+
+def _opened(picture: Picture) -> Image.Image:
+    if isinstance(picture, str | PathLike):
+        with Image.open(picture) as opened:
+            opened.load()
+            return opened
+    if isinstance(picture, np.ndarray):
+        if picture.dtype != np.uint8 or picture.ndim not in (2, 3) or picture.shape[2:] not in ((), (1,), (3,), (4,)):
+            found = f"shape {picture.shape} and dtype {picture.dtype}"
+            raise ValueError(f"images hold an array of {found}, expected pictures (H, W, 3) or (H, W) of dtype uint8")
+        return Image.fromarray(picture.squeeze(2) if picture.shape[2:] == (1,) else picture)
+    if not isinstance(picture, Image.Image):
+        raise ValueError(f"images hold a {type(picture).__name__}, expected pictures, arrays of 8 bits or paths")
+    return picture

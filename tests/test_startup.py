@@ -8,6 +8,7 @@ from types import ModuleType
 import pytest
 
 import dcls_jax
+import dcls_jax.cam
 import dcls_jax.eval
 import dcls_jax.models
 
@@ -46,9 +47,12 @@ finally:
     assert subprocess.run([sys.executable, "-c", program], capture_output=True).returncode == 0
 
 
-@pytest.mark.parametrize("package", [dcls_jax, dcls_jax.eval, dcls_jax.models], ids=lambda package: package.__name__)
+@pytest.mark.parametrize(
+    "package", [dcls_jax, dcls_jax.cam, dcls_jax.eval, dcls_jax.models], ids=lambda package: package.__name__
+)
 def test_no_public_name_and_module_hide_each_other(package) -> None:
     modules = {module.name for module in pkgutil.iter_modules(package.__path__)}
-    for name in package.__all__:
+    public = getattr(package, "__all__", [name for name in vars(package) if not name.startswith("_")])
+    for name in public:
         assert name in dir(package)
         assert (name in modules) == isinstance(getattr(package, name), ModuleType)

@@ -1,6 +1,7 @@
 """Group-CAM: identities, its authors' revisions step by step, the blur and the clustering."""
 
 from functools import partial
+from unittest.mock import patch
 
 import jax
 import jax.numpy as jnp
@@ -170,3 +171,15 @@ def test_clusters_do_not_depend_on_the_order_of_channels_as_chunks_do(images, as
 def test_what_does_not_fit_is_refused_by_name(images, options, message):
     with pytest.raises(ValueError, match=message):
         group_cam(Small(), images, LABELS, **options)
+
+
+def test_agglomerative_clustering_finds_what_belongs_together(images, assert_close):
+    model = Small()
+    doubled = model.conv.kernel[...].at[..., 4:].set(model.conv.kernel[..., :3])  # channels 4 to 6 are 0 to 2 again
+    model.conv.kernel[...] = doubled
+    model.fc.kernel[...] = model.fc.kernel[...].at[4:].set(model.fc.kernel[:3])
+    maps = run(model, images, LABELS, clustering="agglomerative", groups=4)
+    pairs = jnp.array([0, 1, 2, 3, 0, 1, 2])
+    with patch("dcls_jax.cam.grouping._groups_of", lambda weighted, *_: jnp.broadcast_to(pairs, (len(weighted), 7))):
+        expected = group_cam(model, images, LABELS, groups=4, blur_size=9, blur_sigma=4.0)
+    assert_close(maps, expected, 1e-5)

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from dcls_jax.cam.targets import (
+    Binary,
+    Boxes,
     Contrast,
     Logit,
     LogProbability,
@@ -13,6 +15,7 @@ from dcls_jax.cam.targets import (
     Probability,
     Region,
     Rest,
+    Sigmoid,
     Similarity,
     as_pytree,
     check_targets,
@@ -139,3 +142,25 @@ def test_functions_are_told_from_pytrees():
 def test_what_does_not_fit_is_refused(targets, shape, message):
     with pytest.raises(ValueError, match=message):
         check_targets(targets, jax.ShapeDtypeStruct(shape, jnp.float32))
+
+
+def test_sigmoid_and_binary(assert_close):
+    assert_close(scores(LOGITS, Sigmoid(LABELS)), 1 / (1 + np.exp([-2, -0.5])), 1e-6)
+    for logits in (jnp.array([3.0, 4.0]), jnp.array([[3.0], [4.0]])):
+        assert_close(scores(logits, Binary(jnp.array([1, 0]))), [3, -4], 1e-6)
+        check_targets(Binary(jnp.array([1, 0])), logits)
+        with pytest.raises(ValueError, match="label 2, but the model has classes 0 to 1"):
+            check_targets(Binary(jnp.array([1, 2])), logits)
+
+
+def test_boxes_count_what_is_near_and_of_the_class(assert_close):
+    boxes = jnp.array([[0.0, 0, 4, 4], [10, 10, 14, 14], [0, 0, 4, 2]])
+    output = {"boxes": boxes[None], "labels": jnp.array([[1, 2, 1]]), "scores": jnp.array([[0.9, 0.8, 0.7]])}
+    wanted = jnp.array([[[0.0, 0, 4, 3], [10, 10, 14, 14], [10, 10, 14, 14], [20, 20, 24, 24], [0, 0, 4, 4]]])
+    labels = jnp.array([[1, 2, 1, 1, -1]])
+    # the first overlaps the first by 12 of 16; the second is found; then another class, nothing near, and none
+    assert_close(scores(output, Boxes(wanted, labels)), [0.75 + 0.9 + 1 + 0.8], 1e-6)
+    check_targets(Boxes(wanted, labels), output)
+    assert_close(scores(output, Boxes(wanted, labels, overlap=0.8)), [1 + 0.8], 1e-6)
+    gradient = jax.grad(lambda s: scores(output | {"scores": s}, Boxes(wanted, labels)).sum())(output["scores"])
+    assert_close(gradient, [[1, 1, 0]], 1e-6)

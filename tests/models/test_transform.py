@@ -101,3 +101,27 @@ def test_dark_pictures_of_sixteen_bits_stay_dark():
 def test_pictures_of_eight_bits_are_pillows_rgb(mode):
     picture = corners().convert(mode)
     np.testing.assert_array_equal(upright(picture), picture.convert("RGB"))
+
+
+def test_preprocess_takes_pictures_arrays_and_paths(tmp_path):
+    model = small("convnext_tiny")
+    pixels = np.random.default_rng(0).integers(0, 256, (260, 240, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "photo.png")
+    expected = preprocess(Image.fromarray(pixels), model)
+    for images in (pixels, pixels[None], tmp_path / "photo.png", str(tmp_path / "photo.png"), [pixels]):
+        np.testing.assert_array_equal(preprocess(images, model), expected)
+    grey = preprocess([pixels[..., 0], pixels[..., :1]], model)
+    np.testing.assert_array_equal(grey[0], grey[1])
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        ([], r"images \(=\[\]\) hold no picture"),
+        (np.zeros((8, 8, 3)), r"an array of shape \(8, 8, 3\) and dtype float64, expected pictures"),
+        ([None], "images hold a NoneType"),
+    ],
+)
+def test_what_is_no_picture_is_refused(images, message):
+    with pytest.raises(ValueError, match=message):
+        preprocess(images, small("convnext_tiny"))
