@@ -199,25 +199,3 @@ def test_images_factorised_alone_do_not_meet(a, assert_close):
     alone = factorise(Given(), a[1:], components=3, joint=False)
     assert together.concepts.shape == (2, 3, 6)
     assert_close(together.maps[1:], alone.maps, 1e-3)
-
-
-METHODS = [eigen_cam, eigen_grad_cam, seg_eigen_cam, kpca_cam, fem]
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_batch_is_loop_is_jit(a, method, assert_close):
-    model = Given()
-    compiled = jax.jit(method)
-    together = compiled(model, a, LABELS)
-    assert_close(method(model, a, LABELS), together, 1e-5)
-    assert_close(jnp.concatenate([compiled(model, a[i : i + 1], LABELS[i : i + 1]) for i in (0, 1)]), together, 1e-5)
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_nothing_is_ever_nan(a, method):
-    model, maps = Given(), jax.jit(method)
-    half = a.astype(jnp.bfloat16)
-    assert maps(model, half, LABELS).dtype == jnp.bfloat16
-    for images in (half, jnp.zeros_like(a), jnp.full_like(a, -2), -jnp.abs(a)):
-        assert jnp.isfinite(maps(model, images, LABELS)).all()
-    assert not maps(model, jnp.zeros_like(a), LABELS).any()
