@@ -199,3 +199,14 @@ def test_images_factorised_alone_do_not_meet(a, assert_close):
     alone = factorise(Given(), a[1:], components=3, joint=False)
     assert together.concepts.shape == (2, 3, 6)
     assert_close(together.maps[1:], alone.maps, 1e-3)
+
+
+@pytest.mark.parametrize("space", [(20,), (5, 2, 2)])
+def test_factors_of_any_space_are_those_of_its_cells(a, space, assert_close):
+    class Anywhere(Given):
+        def features(self, images):
+            return images.reshape(2, *space, 6)
+
+    expected, factors = factorise(Given(), a, components=3), factorise(Anywhere(), a, components=3)
+    assert factors.maps.shape == (2, 3, *space)
+    assert_close(factors.maps.reshape(2, 3, -1), expected.maps.reshape(2, 3, -1), 1e-3)
