@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from dcls_jax.cam.model import Head
+from dcls_jax.cam.space import rounding
 from dcls_jax.cam.targets import Targets, scores
 
 Convention = TypeVar("Convention")
@@ -65,6 +66,13 @@ def stacked_scores(run: Head, x: Array, targets: Targets, *, probabilities: bool
     if probabilities and not callable(targets) and output.ndim == 3 and output.shape[2] > 1:
         output = jax.nn.softmax(output.astype(jnp.float32))
     return jax.vmap(lambda output: scores(output, targets))(output)
+
+
+def falls(before: Array, after: Array) -> Array:
+    """Scores (B,) minus those of masked versions (m, B): (m, B), 0 for images of which all differ by rounding alone."""
+    fall = before - after
+    noise = jnp.abs(fall).max(0) <= rounding(fall.dtype) * jnp.abs(before)
+    return jnp.where(noise, 0, fall)
 
 
 def check_mask_space(a: Array, images: Array) -> None:
