@@ -11,14 +11,15 @@ demo: .venv/installed
 test: .venv/installed
 	$(BIN)/python -m pytest -n auto --dist worksteal
 
-# The tests against PyTorch. Those that would replace torch by another build come without their dependencies.
+# The tests against PyTorch, and those against recorded numbers, compiled as for users. What would replace torch by
+# another build comes without its dependencies.
 ORIGINALS = $(shell $(BIN)/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['parity'])")
 ALONE := torchvision% timm% grad-cam%
 
 parity: .venv/installed
 	$(BIN)/python -m pip install --quiet $(filter-out $(ALONE),$(ORIGINALS))
 	$(BIN)/python -m pip install --quiet --no-deps $(filter $(ALONE),$(ORIGINALS))
-	$(BIN)/python -m pytest -n auto --dist loadfile -m parity
+	DCLS_JAX_TEST_OPTIMISED=1 $(BIN)/python -m pytest -n auto --dist loadfile -m "parity or optimised"
 
 # The native kernels under the address and undefined behaviour sanitizers; needs g++.
 SANITIZED = build/sanitized/_kernels.so

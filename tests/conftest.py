@@ -52,11 +52,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Compile as for users only the tests marked so, which compare with numbers of originals, and quickly the others.
+    """Compile quickly all but the tests against PyTorch, or against another process.
 
-    DCLS_JAX_TEST_OPTIMISED=1 has all compiled as for users.
+    With DCLS_JAX_TEST_OPTIMISED=1 all are compiled as for users; `make parity` does so, and runs those marked `optimised`
+    too, which compare with recorded numbers.
     """
-    as_for_users = any(item.get_closest_marker(name) for name in ("optimised", "parity"))
+    as_for_users = any(item.get_closest_marker(name) for name in ("as_for_users", "parity"))
     _options.clear()
     if not as_for_users and "DCLS_JAX_TEST_OPTIMISED" not in os.environ:
         _options.update(_quick_options())

@@ -13,7 +13,7 @@ import pytest
 from dcls_jax import depthwise_conv, native
 from dcls_jax.methods import FASTEST, fastest
 
-pytestmark = pytest.mark.optimised
+pytestmark = pytest.mark.as_for_users
 
 built = pytest.mark.skipif(not native.available(), reason="the native kernels are not built here")
 

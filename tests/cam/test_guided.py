@@ -209,4 +209,4 @@ def test_only_relus_are_guided(images, activation, assert_close):
             return self.activation(self.group_norm(self.conv1(self.layer_norm(images))))
 
     model = Normed()
-    assert_close(jax.jit(guided_backprop)(model, images, LABELS), plain_gradient(model, images), 1e-5)
+    assert_close(jax.jit(guided_backprop)(model, images, LABELS), plain_gradient(model, images), 5e-5)

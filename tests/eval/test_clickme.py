@@ -16,7 +16,7 @@ from dcls_jax.eval.records import RecordError, write_records
 from dcls_jax.eval.study import study_maps
 from dcls_jax.models import Transform, create_model
 
-pytestmark = pytest.mark.optimised
+pytestmark = [pytest.mark.as_for_users, pytest.mark.optimised]
 
 
 def test_loader_is_the_original(data: Path) -> None:
