@@ -54,8 +54,8 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Compile quickly all but the tests against PyTorch, or against another process.
 
-    With DCLS_JAX_TEST_OPTIMISED=1 all are compiled as for users; `make parity` does so, and runs those marked `optimised`
-    too, which compare with recorded numbers.
+    With DCLS_JAX_TEST_OPTIMISED=1 all are compiled as for users; `make parity` does so, and runs those marked
+    `optimised` too, which compare with recorded numbers.
     """
     as_for_users = any(item.get_closest_marker(name) for name in ("as_for_users", "parity"))
     _options.clear()
