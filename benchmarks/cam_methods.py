@@ -64,9 +64,15 @@ REDUCED = {
     "ablation_cam": Reduced("stages.3", {}),
     "full_grad": Reduced("every layer", {}),
     "group_cam": Reduced("stages.3", {}),
+    "guided_backprop": Reduced("pixels", {}),
+    "input_x_gradient": Reduced("pixels", {}),
     "integrated_grad_cam": Reduced("stages.3", {}),
+    "integrated_gradients": Reduced("pixels", {"steps": 10}),
     "is_cam": Reduced("stages.0", {"steps": 2}),
+    "occlusion": Reduced("pixels", {}),
+    "rise": Reduced("pixels", {"masks": 256}),
     "score_cam": Reduced("stages.0", {}),
+    "smooth_grad": Reduced("pixels", {"samples": 10}),
     "ss_cam": Reduced("stages.0", {"samples": 2}),
 }
 
@@ -87,13 +93,13 @@ def ours(bench: Bench, name: str, batch: int, layer: str, options: dict[str, Any
     parameters = inspect.signature(method).parameters
     if "key" in parameters:
         options = options | {"key": jax.random.key(0)}
-    if name != "full_grad":  # which looks at every layer
+    if layer.startswith("stages"):  # not of the pixels, nor of every layer
         options = options | {"layer": layer}
 
     @partial(jax.jit, compiler_options=compiler_options())
     def explain(state: Any, x: jax.Array) -> jax.Array:
         maps = method(nnx.merge(bench.graph, state), x, labels, **options)
-        return postprocess(maps, size=(x.shape[1], x.shape[2])) if maps.ndim == 3 else maps
+        return postprocess(maps, size=x.shape[1:3]) if maps.ndim == 3 else maps
 
     x = jnp.asarray(bench.images[:batch])
     return lambda: explain(bench.state, x)

@@ -72,9 +72,9 @@ def explain(
 
     For example:
 
-        model = create_model("convnext_tiny", weights="published")
-        images = preprocess(Image.open("photo.jpg"), model)  # (1, 224, 224, 3)
-        maps = explain(model, images, method="hires_cam", layer="stages.2")  # (1, 14, 14), of the predicted class
+        model = create_model("convnext_tiny")  # with random weights; weights="published" for those of its authors
+        images = preprocess(Image.new("RGB", (500, 375), "tan"), model)  # (1, 224, 224, 3)
+        maps = explain(model, images, method="layer_cam", layer="stages.2")  # (1, 14, 14), of the predicted class
 
     model: a pytree with `features` and `head`, such as an `nnx.Module`, or made by `from_module` or `from_functions`;
     Flax modules run in evaluation mode. images: pictures (B, H, W, C), sounds (B, n, C), volumes (B, d, h, w, C); of a

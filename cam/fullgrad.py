@@ -17,10 +17,9 @@ from jax import Array
 from jax.extend.core import JaxprEqn
 
 from dcls_jax.cam.interpret import evaluate, interpret, is_call, is_relu
-from dcls_jax.cam.maps import resize
+from dcls_jax.cam.maps import resize, unit_range
 from dcls_jax.cam.model import Model, output_of
 from dcls_jax.cam.pixels import no_layer
-from dcls_jax.cam.space import axes
 from dcls_jax.cam.targets import Targets, scores
 
 # Affine in one operand that depends on the image, element by element.
@@ -161,11 +160,7 @@ def full_grad(model: Model, images: Array, targets: Targets, *, layer: str | Non
     no_layer("full_grad", layer)
     size = images.shape[1:-1]
     spatial = [jnp.abs(term) for term in full_gradients(model, images, targets) if term.ndim == images.ndim]
-    maps = (resize(_normalise(term).sum(-1), size, space=len(size)) for term in spatial)
+    # Over space and channels together, so that channels keep their proportions.
+    every = tuple(range(1, images.ndim))
+    maps = (resize(unit_range(term, every).sum(-1), size, space=len(size)) for term in spatial)
     return sum(maps, jnp.zeros(1, images.dtype))
-
-
-def _normalise(term: Array) -> Array:
-    """Over space and channels together, so that channels keep their proportions."""
-    low, high = (f(term, axis=(*axes(term), term.ndim - 1), keepdims=True) for f in (jnp.min, jnp.max))
-    return jnp.where(high > low, (term - low) / jnp.where(high > low, high - low, 1), 0)

@@ -15,7 +15,7 @@ from jax import Array, lax
 
 from dcls_jax.cam.gradient import Reduce, channel_sum
 from dcls_jax.cam.maps import resize
-from dcls_jax.cam.masks import check_mask_space, chosen_convention, over_masks, stacked_scores
+from dcls_jax.cam.masks import check_mask_space, chosen_convention, falls, over_masks, stacked_scores
 from dcls_jax.cam.model import Model, activations_and_gradients, output_of
 from dcls_jax.cam.space import axes, keys_of, mean
 from dcls_jax.cam.targets import Targets
@@ -117,19 +117,20 @@ def _weighted_groups(
     def score(x: Array) -> Array:
         return stacked_scores(partial(output_of, model), x, targets, probabilities=rule.probabilities)
 
-    def weighted_maps(indices: Array) -> Array:
+    def restored(indices: Array) -> tuple[Array, Array]:
         small = maps[indices]
         masks = resize(small, size, space=len(size))
         low, high = masks.min(space, keepdims=True), masks.max(space, keepdims=True)
         span = jnp.where(high > low, high - low, 1)
         masks = ((masks - low) / span)[..., None].astype(images.dtype)
-        increase = score(images * masks + blurred * (1 - masks)) - base
-        increase = jax.nn.relu(increase) if rule.positive_scores else increase
-        weights = jnp.where(high > low, jnp.expand_dims(increase, space), 0).astype(small.dtype)
-        return weights * ((small - low) / span if rule.normalised else small)
+        shown = jnp.where(high > low, (small - low) / span if rule.normalised else small, 0)
+        return score(images * masks + blurred * (1 - masks)), shown
 
-    base = score(blurred[None])
-    return jnp.moveaxis(over_masks(weighted_maps, len(maps), len(images), masks_at_a_time), 0, -1)
+    (base,) = score(blurred[None])
+    restored_scores, shown = over_masks(restored, len(maps), len(images), masks_at_a_time)
+    increase = -falls(base, restored_scores)
+    increase = jax.nn.relu(increase) if rule.positive_scores else increase
+    return jnp.moveaxis(jnp.expand_dims(increase, space).astype(shown.dtype) * shown, 0, -1)
 
 
 def gaussian_blur(images: Array, size: int, sigma: float) -> Array:

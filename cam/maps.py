@@ -17,9 +17,13 @@ def normalise(maps: ArrayLike, *, space: int = 2) -> Array:
 
     space: how many axes a map has: 2 for pictures, 1 for sounds and tokens, 3 for volumes and videos.
     """
-    maps, axes = _with_axes(maps, space)
-    low, high = maps.min(axes, keepdims=True), maps.max(axes, keepdims=True)
-    return jnp.where(high > low, (maps - low) / jnp.where(high > low, high - low, 1), 0)
+    return unit_range(*_with_axes(maps, space))
+
+
+def unit_range(values: Array, axes: tuple[int, ...], epsilon: float = 0.0) -> Array:
+    """Values minus their minimum along some axes, over their range plus epsilon; where they are constant or NaN, 0."""
+    low, high = values.min(axes, keepdims=True), values.max(axes, keepdims=True)
+    return jnp.where(high > low, (values - low) / jnp.where(high > low, high - low + epsilon, 1), 0)
 
 
 def dead_maps(maps: ArrayLike, *, space: int = 2) -> Array:
@@ -37,6 +41,18 @@ def resize(maps: ArrayLike, size: Size, *, space: int = 2) -> Array:
     maps, axes = _with_axes(maps, space)
     for axis, length in zip(axes, checked_size(size, space), strict=True):
         maps = _resize_axis(maps, length, maps.ndim + axis)
+    return maps
+
+
+def resize_corners(maps: Array, size: tuple[int, ...]) -> Array:
+    """Linear with corner pixels on corner pixels, torch's `align_corners=True`: (B, *space) -> (B, *size)."""
+
+    def spread(new: int, old: int) -> Array:
+        return jax.nn.relu(1 - jnp.abs(jnp.linspace(0, old - 1, new)[:, None] - jnp.arange(old))).astype(maps.dtype)
+
+    for axis, new in enumerate(size, 1):
+        spreading = jnp.tensordot(spread(new, maps.shape[axis]), maps, (1, axis), precision="highest")
+        maps = jnp.moveaxis(spreading, 0, axis)
     return maps
 
 

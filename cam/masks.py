@@ -1,4 +1,4 @@
-"""What methods that mask the image or the activations have in common: scores of many versions, ranges, enlarging."""
+"""What methods that mask the image or the activations have in common: scores of many versions."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from dcls_jax.cam.model import Head
+from dcls_jax.cam.space import rounding
 from dcls_jax.cam.targets import Targets, scores
 
 Convention = TypeVar("Convention")
@@ -67,23 +68,11 @@ def stacked_scores(run: Head, x: Array, targets: Targets, *, probabilities: bool
     return jax.vmap(lambda output: scores(output, targets))(output)
 
 
-def unit_range(maps: Array, space: int, epsilon: float = 0.0) -> Array:
-    """Each map (..., *space) minus its minimum, over its range plus epsilon; a constant map becomes 0, never NaN."""
-    axes = tuple(range(-space, 0))
-    low, high = maps.min(axes, keepdims=True), maps.max(axes, keepdims=True)
-    return (maps - low) / jnp.where(high > low, high - low + epsilon, 1)
-
-
-def resize_corners(maps: Array, size: tuple[int, ...]) -> Array:
-    """Linear with corner pixels on corner pixels, torch's `align_corners=True`: (B, *space) -> (B, *size)."""
-
-    def spread(new: int, old: int) -> Array:
-        return jax.nn.relu(1 - jnp.abs(jnp.linspace(0, old - 1, new)[:, None] - jnp.arange(old))).astype(maps.dtype)
-
-    for axis, new in enumerate(size, 1):
-        spreading = jnp.tensordot(spread(new, maps.shape[axis]), maps, (1, axis), precision="highest")
-        maps = jnp.moveaxis(spreading, 0, axis)
-    return maps
+def falls(before: Array, after: Array) -> Array:
+    """Scores (B,) minus those of masked versions (m, B): (m, B), 0 for images of which all differ by rounding alone."""
+    fall = before - after
+    noise = jnp.abs(fall).max(0) <= rounding(fall.dtype) * jnp.abs(before)
+    return jnp.where(noise, 0, fall)
 
 
 def check_mask_space(a: Array, images: Array) -> None:

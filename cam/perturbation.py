@@ -17,15 +17,8 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from dcls_jax.cam.gradient import Reduce, channel_sum
-from dcls_jax.cam.maps import resize
-from dcls_jax.cam.masks import (
-    check_mask_space,
-    chosen_convention,
-    over_masks,
-    resize_corners,
-    stacked_scores,
-    unit_range,
-)
+from dcls_jax.cam.maps import resize, resize_corners, unit_range
+from dcls_jax.cam.masks import check_mask_space, chosen_convention, falls, over_masks, stacked_scores
 from dcls_jax.cam.model import Model, output_of, split
 from dcls_jax.cam.space import axes, baseline_of, keys_of, like_channels
 from dcls_jax.cam.targets import Targets, scores
@@ -160,19 +153,17 @@ def ablation_cam(
         ablated = jnp.expand_dims(jax.nn.one_hot(indices, channels, dtype=bool), tuple(range(1, a.ndim)))
         return stacked_scores(head, jnp.where(ablated, baselines, a), targets)
 
-    y = scores(head(a), targets)[:, None]
+    y = scores(head(a), targets)
     divisor = {"magnitude": jnp.abs(y), "score": y, "none": jnp.ones_like(y)}[division]
-    drop = y - over_masks(scores_without, channels, batch, masks_at_a_time).T
-    return reduce(like_channels(drop / jnp.where(divisor == 0, 1, divisor), a) * a)
+    fall = falls(y, over_masks(scores_without, channels, batch, masks_at_a_time))
+    return reduce(like_channels((fall / jnp.where(divisor == 0, 1, divisor)).T, a) * a)
 
 
 def _masks(maps: Array, size: tuple[int, ...], rule: ScoreConvention) -> Array:
     """Activation channels (N, *space) -> masks in [0, 1], (N, *size)."""
-    space = len(size)
-    enlarge = resize_corners if rule.align_corners else partial(resize, space=space)
-    if rule.normalise_first:
-        return enlarge(unit_range(maps, space, rule.epsilon), size)
-    return unit_range(enlarge(maps, size), space, rule.epsilon)
+    enlarge = resize_corners if rule.align_corners else partial(resize, space=len(size))
+    normalise = partial(unit_range, axes=tuple(range(-len(size), 0)), epsilon=rule.epsilon)
+    return enlarge(normalise(maps), size) if rule.normalise_first else normalise(enlarge(maps, size))
 
 
 def _score_cam(

@@ -16,7 +16,7 @@ from jax.typing import ArrayLike
 
 from dcls_jax.cam.gradient import Reduce, channel_sum
 from dcls_jax.cam.maps import checked_size
-from dcls_jax.cam.masks import over_masks, stacked_scores, sum_over_masks
+from dcls_jax.cam.masks import falls, over_masks, stacked_scores, sum_over_masks
 from dcls_jax.cam.model import Model, output_of
 from dcls_jax.cam.space import axes, baseline_of, keys_of
 from dcls_jax.cam.targets import Targets, scores
@@ -139,13 +139,12 @@ def occlusion(
             mask = mask[..., None] & axis[place]
         return mask
 
-    def falls(indices: Array) -> Array:
+    def hidden_scores(indices: Array) -> Array:
         masks = jax.vmap(mask_at)(indices)[:, None, ..., None]
-        hidden = stacked_scores(partial(output_of, model), jnp.where(masks, hidden_by, images), targets)
-        return y - hidden
+        return stacked_scores(partial(output_of, model), jnp.where(masks, hidden_by, images), targets)
 
     y = scores(output_of(model, images), targets)
-    fall = over_masks(falls, math.prod(places), len(images), masks_at_a_time)
+    fall = falls(y, over_masks(hidden_scores, math.prod(places), len(images), masks_at_a_time))
     # Sums over windows are sums along each axis in turn, as a window is a product of intervals.
     fall = jnp.moveaxis(fall, -1, 0).reshape(-1, *places)
     for i, axis in enumerate(along, 1):

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from dcls_jax.cam import METHODS, DeadMapWarning, Grid, eigen_smooth, explain, options_of, show_maps
+from dcls_jax.cam import METHODS, DeadMapWarning, Grid, eigen_smooth, explain_all, options_of, show_maps
 from dcls_jax.cam.maps import Combine
 from dcls_jax.cam.styles import Style, check_style
 from dcls_jax.eval.results import write_file, write_json
@@ -76,11 +76,11 @@ def explain_pictures(
     count = classes.shape[1]
     images, labels = np.repeat(images, count, axis=0), classes.ravel()
     seen = [np.asarray(model.transform.framed(picture)) for picture in pictures for _ in range(count)]
-    raw = {
-        column: np.asarray(_maps(model, images, labels, method, chosen, combine, augment, eigen))
-        for method in methods
-        for column, chosen in _columns(method, layers, combine).items()
-    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeadMapWarning)  # the manifest and the grid say it
+        asked = _explanations(methods, layers, combine, augment, eigen)
+        made = explain_all(model, images, labels, asked, chunk=16)
+    raw = {column: np.asarray(maps) for column, maps in made.items()}
     rows = _described(paths, probabilities, classes, raw)
     grid = show_maps(
         seen,
@@ -179,29 +179,14 @@ def _columns(method: str, layers: Sequence[str], combine: Combine | None) -> dic
     )
 
 
-def _maps(
-    model: Backbone,
-    images: np.ndarray,
-    labels: np.ndarray,
-    method: str,
-    layer: str | tuple[str, ...] | None,
-    combine: Combine | None,
-    augment: bool,
-    eigen: bool,
-) -> jax.Array:
-    options: dict[str, Any] = {"key": jax.random.key(0)} if "key" in options_of(method) else {}
-    if eigen:
-        options["reduce"] = eigen_smooth
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeadMapWarning)  # the manifest and the grid say it
-        return explain(
-            model,
-            images,
-            labels,
-            method=method,
-            layer=layer,
-            combine=combine or "mean",
-            augment=augment,
-            chunk=16,
-            **options,
-        )
+def _explanations(
+    methods: Sequence[str], layers: Sequence[str], combine: Combine | None, augment: bool, eigen: bool
+) -> dict[str, dict[str, Any]]:
+    """What is asked of `explain_all`, by column."""
+    options: dict[str, Any] = {"key": jax.random.key(0)} | ({"reduce": eigen_smooth} if eigen else {})
+    return {
+        column: {"method": method, "layer": chosen, "combine": combine or "mean", "augment": augment}
+        | {name: option for name, option in options.items() if name in options_of(method)}
+        for method in methods
+        for column, chosen in _columns(method, layers, combine).items()
+    }

@@ -201,23 +201,12 @@ def test_images_factorised_alone_do_not_meet(a, assert_close):
     assert_close(together.maps[1:], alone.maps, 1e-3)
 
 
-METHODS = [eigen_cam, eigen_grad_cam, seg_eigen_cam, kpca_cam, fem]
+@pytest.mark.parametrize("space", [(20,), (5, 2, 2)])
+def test_factors_of_any_space_are_those_of_its_cells(a, space, assert_close):
+    class Anywhere(Given):
+        def features(self, images):
+            return images.reshape(2, *space, 6)
 
-
-@pytest.mark.parametrize("method", METHODS)
-def test_batch_is_loop_is_jit(a, method, assert_close):
-    model = Given()
-    compiled = jax.jit(method)
-    together = compiled(model, a, LABELS)
-    assert_close(method(model, a, LABELS), together, 1e-5)
-    assert_close(jnp.concatenate([compiled(model, a[i : i + 1], LABELS[i : i + 1]) for i in (0, 1)]), together, 1e-5)
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_nothing_is_ever_nan(a, method):
-    model, maps = Given(), jax.jit(method)
-    half = a.astype(jnp.bfloat16)
-    assert maps(model, half, LABELS).dtype == jnp.bfloat16
-    for images in (half, jnp.zeros_like(a), jnp.full_like(a, -2), -jnp.abs(a)):
-        assert jnp.isfinite(maps(model, images, LABELS)).all()
-    assert not maps(model, jnp.zeros_like(a), LABELS).any()
+    expected, factors = factorise(Given(), a, components=3), factorise(Anywhere(), a, components=3)
+    assert factors.maps.shape == (2, 3, *space)
+    assert_close(factors.maps.reshape(2, 3, -1), expected.maps.reshape(2, 3, -1), 1e-3)

@@ -1,8 +1,10 @@
 """Every method on every kind of model, against plain loops over images, channels and masks, or refused in one line."""
 
 import itertools
+import re
 from collections.abc import Callable
 from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -343,8 +345,10 @@ EXPECTED: dict[str, Callable[[One], np.ndarray]] = {
 }
 
 
-def test_every_method_has_a_plain_form():
+def test_every_method_has_a_plain_form_and_a_line_in_the_docs():
     assert EXPECTED.keys() == METHODS.keys()
+    docs = (Path(__file__).parents[2] / "docs/methods.md").read_text()
+    assert set(re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`.*?) \|", docs, re.M)))) >= METHODS.keys()
 
 
 @pytest.mark.filterwarnings("ignore::dcls_jax.cam.DeadMapWarning")

@@ -1,25 +1,27 @@
 """The one entrance: layers, augmentation, chunks, targets and options; what is refused and what is warned of."""
 
+import inspect
+import textwrap
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from PIL import Image
 
 from dcls_jax.cam import (
-    METHODS,
     DeadMapWarning,
     combine_layers,
     dead_maps,
-    eigen_smooth,
     explain,
     grad_cam,
     normalise,
-    options_of,
+    postprocess,
     resize,
 )
 from dcls_jax.cam.targets import Region
-from dcls_jax.models import create_model
+from dcls_jax.models import create_model, preprocess
 from tests.conftest import initialiser, normal, random_model
 
 
@@ -55,7 +57,6 @@ class Uncut(nnx.Module):
 
 
 LABELS = np.array([0, 2, 1, 2])
-SUMS = [name for name in METHODS if "reduce" in options_of(name) and name != "integrated_grad_cam"]  # that takes ReLUs
 
 
 @pytest.fixture
@@ -66,32 +67,6 @@ def images():
 @pytest.fixture(scope="module")
 def model():
     return Small()
-
-
-@pytest.mark.filterwarnings("ignore::dcls_jax.cam.DeadMapWarning")  # the model is random: some have nothing to find
-@pytest.mark.parametrize("method", METHODS)
-def test_every_method_by_name_in_chunks_as_at_once(model, images, method, assert_close):
-    options = {"key": jax.random.key(0)} if "key" in options_of(method) else {}
-    together = explain(model, images, LABELS, method=method, **options)
-    assert together.ndim == 3
-    assert together.shape[0] == 4
-    assert_close(explain(model, images, LABELS, method=method, chunk=3, **options), together, 1e-4)
-
-
-@pytest.mark.filterwarnings("ignore::dcls_jax.cam.DeadMapWarning")
-@pytest.mark.parametrize("method", SUMS)
-def test_eigen_smoothing_is_the_first_singular_vector_of_what_is_summed(model, images, method, assert_close):
-    few = {"key": jax.random.key(0), "samples": 2}
-    options = {name: few[name] for name in options_of(method) if name in few}
-    terms = METHODS[method](model, images, LABELS, reduce=lambda terms: terms, **options)
-    assert_close(terms.sum(-1), explain(model, images, LABELS, method=method, **options), 1e-5)
-    smooth = explain(model, images, LABELS, method=method, reduce=eigen_smooth, **options)
-    for image_terms, map in zip(np.asarray(terms, float), np.asarray(smooth), strict=True):
-        x = image_terms.reshape(-1, terms.shape[-1])
-        x -= x.mean(0)
-        expected = x @ np.linalg.svd(x)[2][0]
-        expected *= np.sign(expected @ x.sum(1)) or 1
-        assert_close(map.ravel(), expected, 1e-4)
 
 
 def test_raw_maps_of_one_layer_are_the_methods_own(model, images, assert_close):
@@ -257,3 +232,24 @@ def test_dead_maps_are_constant_or_not_finite():
     maps = jnp.zeros((4, 2, 3)).at[1].set(-7).at[2, 0, 0].set(jnp.nan).at[3, 1, 1].set(1e-30)
     np.testing.assert_array_equal(dead_maps(maps), [True, True, True, False])
     np.testing.assert_array_equal(normalise(maps)[:3], 0)
+
+
+def test_the_docstrings_example_runs():
+    lines = [line for line in inspect.getsource(explain).splitlines() if line.startswith(" " * 8) and " = " in line]
+    code = textwrap.dedent("\n".join(lines[:3])).replace('("convnext_tiny")', '("convnext_tiny", dims=(8, 8, 8, 8))')
+    names = {"create_model": create_model, "preprocess": preprocess, "Image": Image, "explain": explain}
+    exec(code, names)  # the docstring's own
+    assert names["maps"].shape == (1, 14, 14)
+
+
+def test_a_single_map_is_presented_too():
+    ramp = np.arange(12.0).reshape(3, 4) - 2
+    np.testing.assert_allclose(postprocess(ramp), np.clip(ramp, 0, None) / 9, atol=1e-6)
+    assert postprocess(ramp, size=6).shape == (6, 6)
+    assert postprocess(np.arange(5.0), space=1, size=10).shape == (10,)
+    assert postprocess(np.zeros((2, 3, 4, 5)), space=3, size=(6, 4, 10)).shape == (2, 6, 4, 10)
+    for size in (0, -1, 2.5, (3,), (3, 0)):
+        with pytest.raises(ValueError, match="must be a positive whole number"):
+            postprocess(ramp, size=size)
+    with pytest.raises(ValueError, match=r"maps have shape \(5,\), expected \(\.\.\., \*space\) with 2 axes"):
+        normalise(np.arange(5.0))

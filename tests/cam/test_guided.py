@@ -185,3 +185,28 @@ def test_full_grad_refuses_what_is_not_piecewise_linear_through_its_biases(image
 def test_full_grad_has_no_layer(images):
     with pytest.raises(ValueError, match="layer"):
         full_grad(ConvNet(), images, LABELS, layer="stem")
+
+
+@pytest.mark.parametrize("method", [guided_backprop, full_grad])
+def test_rematerialised_models_are_seen_through(images, method, assert_close):
+    plain, remat = (
+        jax.jit(method)(ConvNet(activation=f), images, LABELS) for f in (nnx.relu, jax.checkpoint(nnx.relu))
+    )
+    assert_close(remat, plain, 1e-6)
+
+
+@pytest.mark.parametrize("activation", [jax.nn.gelu, jax.nn.silu, jax.nn.celu, jax.nn.hard_swish, jax.nn.relu6])
+def test_only_relus_are_guided(images, activation, assert_close):
+    class Normed(ConvNet):
+        """With norms, which clamp their variance by max(0, var)."""
+
+        def __init__(self):
+            super().__init__(activation=activation)
+            self.layer_norm = nnx.LayerNorm(3, rngs=nnx.Rngs(0))
+            self.group_norm = nnx.GroupNorm(6, num_groups=2, rngs=nnx.Rngs(0))
+
+        def features(self, images):
+            return self.activation(self.group_norm(self.conv1(self.layer_norm(images))))
+
+    model = Normed()
+    assert_close(jax.jit(guided_backprop)(model, images, LABELS), plain_gradient(model, images), 1e-5)

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from dcls_jax.cam import resize
-from dcls_jax.cam.masks import resize_corners
+from dcls_jax.cam.maps import resize_corners
 from dcls_jax.cam.perturbation import ScoreConvention, ablation_cam, is_cam, score_cam, ss_cam
 from tests.conftest import initialiser, normal
 from tests.golden import load, peer_maps
@@ -17,7 +17,6 @@ from tests.golden import load, peer_maps
 METHODS = {"score_cam": score_cam, "ss_cam": ss_cam, "is_cam": is_cam, "ablation_cam": ablation_cam}
 FEW = {"ss_cam": {"samples": 2}, "is_cam": {"steps": 2}}
 KEYS = {"ss_cam": {"key": jax.random.key(0)}}
-every_method = pytest.mark.parametrize("name", METHODS)
 LABELS = jnp.array([0, 4, 2])
 
 
@@ -202,26 +201,6 @@ def test_ablation_of_a_pooled_linear_head_is_the_closed_form(images, division, a
 
 def test_ablation_of_a_score_of_zero_is_finite(images):
     assert not run("ablation_cam", Small(), images, lambda logits: 0 * logits[0]).any()
-
-
-@every_method
-def test_images_do_not_meet_and_chunks_do_not_matter(images, name, assert_close):
-    model = Small()
-    options = FEW.get(name, {}) | KEYS.get(name, {})
-    together = METHODS[name](model, images, LABELS, **options)  # not compiled
-    assert together.shape == (3, 4, 5)
-    alone = [run(name, model, images[i : i + 1], LABELS[i : i + 1]) for i in range(3)]
-    assert_close(jnp.concatenate(alone), together, 1e-5)
-    for masks_at_a_time in (1, 12):  # of 3 images: 1 channel and 4, which does not divide 6; above, all at once
-        assert_close(run(name, model, images, LABELS, masks_at_a_time=masks_at_a_time), together, 1e-5)
-
-
-@every_method
-def test_dead_activations_and_bfloat16_give_finite_maps(images, name):
-    model = Small()
-    assert jnp.isfinite(run(name, model, images.astype(jnp.bfloat16), LABELS)).all()
-    model.conv.kernel[...] = jnp.zeros_like(model.conv.kernel[...])
-    assert not run(name, model, images, LABELS).any()
 
 
 def test_corners_stay_on_corners(assert_close):

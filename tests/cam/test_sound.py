@@ -86,6 +86,18 @@ def test_a_map_says_what_magnitudes_it_adds_up(method):
     assert not explain(Moody(), normal(2, 6, 8, 3), [0, 1], method=method, reduce=cancelling, **options).any()
 
 
+@pytest.mark.filterwarnings("ignore::dcls_jax.cam.DeadMapWarning")
+@pytest.mark.parametrize("method", ["ablation_cam", "group_cam", "occlusion"])
+def test_changes_of_the_score_by_rounding_alone_are_no_map(images, method):
+    class Deaf(Moody):
+        """Its score moves by less than the rounding errors of a score of 1000."""
+
+        def head(self, activations):
+            return 1000 + 1e-3 * Moody.head(self, activations)
+
+    assert not explain(Deaf(), images, lambda logits: logits[0], method=method).any()
+
+
 def cancelling(terms):
     """Nothing but rounding of what there is to sum."""
     return 1e-7 * terms.sum(-1)
