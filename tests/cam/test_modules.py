@@ -49,12 +49,12 @@ def check_all(actual, expected, assert_close):
         assert_close(actual[name], expected[name], 1e-5)
 
 
-@partial(jax.jit, static_argnames=("layer", "methods"))
-def by_path_and_by_itself(module, own, images, layer, methods=tuple(OPTIONS)):
-    """Maps by the path of a submodule and by a model's own cut there; `explain` would trace both for each method."""
+@partial(jax.jit, static_argnames=("layers", "methods"))
+def maps_of(models, images, layers, methods=tuple(OPTIONS)):
+    """Maps of each model at its layer, from one program; `explain` would trace a model once more for each method."""
     return [
-        {name: METHODS[name](model, images, LABELS[:2], layer=layer, **OPTIONS[name]) for name in methods}
-        for model in (from_module(module), own)
+        {name: METHODS[name](model, images, LABELS[: len(images)], layer=layer, **OPTIONS[name]) for name in methods}
+        for model, layer in zip(models, layers, strict=True)
     ]
 
 
@@ -63,7 +63,7 @@ def test_our_models_are_cut_as_they_cut_themselves(name, assert_close):
     model, images = random_model(lambda: small(name)), normal(2, 32, 32, 3)
     # One method of each kind, as the slower models take seconds to trace for each.
     methods = tuple(OPTIONS) if name == "resnet50" else ("layer_cam", "ablation_cam", "score_cam")
-    check_all(*by_path_and_by_itself(model, model, images, "stages.0.blocks.0", methods), assert_close)
+    check_all(*maps_of((from_module(model), model), images, ("stages.0.blocks.0",) * 2, methods), assert_close)
 
 
 @pytree
@@ -89,7 +89,8 @@ class ByHand:
 
 def test_inside_a_residual_block_the_other_branch_stays_as_it_is(assert_close):
     model, images = random_model(lambda: small("convnext_tiny")), normal(2, 32, 32, 3)
-    check_all(*by_path_and_by_itself(model, ByHand(model), images, "stages.1.blocks.0.dwconv"), assert_close)
+    layers = ("stages.1.blocks.0.dwconv", "by hand")
+    check_all(*maps_of((from_module(model), ByHand(model)), images, layers), assert_close)
 
 
 class Gated(nnx.Module):
@@ -284,10 +285,10 @@ def vit():
 
 def test_a_transformer_keeps_its_class_token_and_registers(vit, assert_close):
     images, methods = normal(3, 12, 16, 3), ("grad_cam", "layer_cam", "shapley_cam", "score_cam")
-    maps = explain_all(from_module(vit, prefix_tokens=3, grid=(3, 4)), images, LABELS, at("blocks.0", *methods))
+    models = from_module(vit, prefix_tokens=3, grid=(3, 4)), from_functions(vit_features, vit_head, vit)
+    maps, expected = maps_of(models, images, ("blocks.0", None), methods)
     assert maps["grad_cam"].shape == (3, 3, 4)
-    pair = from_functions(vit_features, vit_head, vit)
-    check_all(maps, explain_all(pair, images, LABELS, at(None, *methods)), assert_close)
+    check_all(maps, expected, assert_close)
 
 
 def test_after_the_last_block_the_class_token_alone_is_read(vit):
@@ -349,10 +350,8 @@ def linen_head(variables, a):
 
 
 def test_a_linen_module_is_cut_where_its_parts_meet(variables, assert_close):
-    pair = from_functions(linen_features, linen_head, variables)
-    expected = explain_all(pair, IMAGES, LABELS, at(None))
-    model = from_module(Net(), variables, train=False)
-    check_all(explain_all(model, IMAGES, LABELS, at("Unit_0")), expected, assert_close)
+    models = from_module(Net(), variables, train=False), from_functions(linen_features, linen_head, variables)
+    check_all(*maps_of(models, IMAGES, ("Unit_0", None)), assert_close)
 
 
 def test_a_linen_module_inside_a_residual_block(variables, assert_close):
