@@ -3,6 +3,7 @@
 import inspect
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from dcls_jax.cam.model import CutError, SplitsItself, WithInputs, split
+from dcls_jax.cam.model import CutError, Head, SplitsItself, WithInputs, output_of, split
 from dcls_jax.cam.targets import Targets, check_targets
 
 Layers = tuple[str | None, ...]
@@ -38,7 +39,7 @@ def outline(model: Any, images: jax.ShapeDtypeStruct, layer: str | None) -> tupl
         raise ValueError(f"{message}; use layer=None, or give it named cuts (`from_functions` says how)")
 
     def run(model: Any, images: Array) -> tuple[Array, Any]:
-        a, head = split(model, images, layer)
+        a, head = _cut(model, images, layer)
         return a, head(a)
 
     try:
@@ -57,6 +58,14 @@ def outline(model: Any, images: jax.ShapeDtypeStruct, layer: str | None) -> tupl
         shapes = jax.tree.map(lambda x: x.shape, output)
         raise ValueError(f"the model's output has shape {shapes}, expected a leading axis of {images.shape[0]}")
     return a, output
+
+
+def _cut(model: Any, images: Array, layer: str | None) -> tuple[Array, Head]:
+    """`split`; at no layer of a model that names no cut itself, where methods see only the pixels, the whole of it."""
+    inner = model.model if isinstance(model, WithInputs) else model
+    if layer is None and isinstance(inner, SplitsItself):
+        return images, partial(output_of, model)
+    return split(model, images, layer)
 
 
 def check_splits(model: Any) -> None:
@@ -117,7 +126,7 @@ def check_maps(
             causes = ["the method's weights are not"]
             if not isinstance(model, jax.core.Tracer) and not jnp.isfinite(x).all():
                 causes.insert(0, "the images themselves are not")
-            elif not jnp.isfinite(split(model, images, layer)[0][bad[0]]).all():
+            elif not jnp.isfinite(_cut(model, images, layer)[0][bad[0]]).all():
                 causes.insert(0, "the activations there are not")
             raise ValueError(f"maps of {_listed(bad)} by {method} at {place(layer)} are not finite, as {causes[0]}")
         if nothing.any():

@@ -18,7 +18,7 @@ from dcls_jax.cam.checks import Layers, check_maps, check_splits, check_targets_
 from dcls_jax.cam.gradient import channel_sum
 from dcls_jax.cam.maps import Combine, Size, checked_size, combine_layers, dead_maps, resize
 from dcls_jax.cam.methods import METHODS
-from dcls_jax.cam.model import FunctionalModel, WithInputs, activations_and_gradients, output_of, split
+from dcls_jax.cam.model import Head, WithInputs, activations_and_gradients, output_of, split
 from dcls_jax.cam.space import rounding
 from dcls_jax.cam.targets import Targets, as_pytree, traced
 from dcls_jax.compilation import compiler_options
@@ -317,7 +317,7 @@ def _raw_maps(
     options = arrays | dict(plan.options)
 
     def views_of(images: Array, mirrored: bool = False) -> tuple[Array, Array]:
-        seen = _mirrored(model, images) if mirrored else model
+        seen = _Mirrored(model) if mirrored else model
         return _measured(plan.method, seen, images, targets, layer, options)
 
     if plan.augment:
@@ -353,14 +353,19 @@ def _average_views(views_of: Callable[..., tuple[Array, Array]], images: Array) 
     return jax.tree.map(lambda a, b: jnp.concatenate([a, b[..., ::-1]]).mean(0), upright, mirror)
 
 
-def _mirrored(model: Any, images: Array) -> FunctionalModel:
-    """The model, whose dense outputs (B, H, W, classes) are mirrored back: targets know where things are."""
+@dataclass(frozen=True)
+class _Mirrored:
+    """A model, whose dense outputs (B, H, W, classes) are mirrored back: targets know where things are."""
 
-    def features(model: Any, images: Array, upto: str | None = None) -> Array:
-        return split(model, images, upto)[0]
+    model: Any
 
-    def head(model: Any, a: Array, start: str | None = None) -> Any:
-        output = split(model, images, start)[1](a)
-        return jax.tree.map(lambda y: y[:, :, ::-1] if y.ndim == 4 else y, output)
+    def split(self, images: Array, layer: str | None, inputs: tuple[Any, ...]) -> tuple[Array, Head]:
+        a, head = split(self.model, images, layer)
+        return a, lambda a: _mirror_back(head(a))
 
-    return FunctionalModel(model, features, head)
+    def output(self, images: Array, inputs: tuple[Any, ...]) -> Any:
+        return _mirror_back(output_of(self.model, images))
+
+
+def _mirror_back(output: Any) -> Any:
+    return jax.tree.map(lambda y: y[:, :, ::-1] if y.ndim == 4 else y, output)

@@ -3,12 +3,19 @@
     python examples/explain_other_models.py [PICTURE.png]
 
 Both learn in seconds to name the colour of a square that lies anywhere on noise; their maps should find the square.
+A Flax module needs no change to be explained, at the path of any of its submodules:
+
+    maps = explain(from_module(module), images, layer="blocks.1")  # NNX
+    maps = explain(from_module(module, variables, train=False), images, layer="Layer_1")  # Linen
+
+Two things are particular to transformers. Their tokens lie in a grid, but for those before, such as the class token:
+these have no place in a map and stay as they are; `prefix_tokens` counts them. And after the last block this head reads
+the class token alone, and nothing depends on the others: explain the block before, or "blocks.2.norm1".
 """
 
 import sys
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import jax
@@ -18,7 +25,7 @@ import optax
 from flax import linen, nnx
 from jax import Array
 
-from dcls_jax.cam import explain, from_functions, show_maps
+from dcls_jax.cam import explain, from_module, show_maps
 
 COLOURS = ("red", "green", "blue")
 METHODS = ("grad_cam", "eigen_cam", "seg_eigen_cam")
@@ -41,15 +48,7 @@ class Block(nnx.Module):
 
 
 class ViT(nnx.Module):
-    """A vision transformer that classifies by its class token, and can be cut after each block, "blocks.i".
-
-    `features` and `head` are all that maps ask of it. Two things are particular to transformers:
-
-    - Activations are a grid, (B, h, w, C). The class token has no place in it, but the rest of the model needs it: it
-      goes along in C more channels, the same in every cell, and gets no gradient, so that it has no weight in a map.
-    - After the last block the head reads the class token alone, and nothing depends on the other tokens. So the cut,
-      unless another is named, is before the last block.
-    """
+    """A vision transformer that classifies by its class token."""
 
     def __init__(self, *, dim: int = 32, depth: int = 3, heads: int = 4, rngs: nnx.Rngs) -> None:
         self.embed = nnx.Conv(3, dim, (PATCH, PATCH), strides=PATCH, padding="VALID", rngs=rngs)
@@ -60,68 +59,33 @@ class ViT(nnx.Module):
         self.fc = nnx.Linear(dim, len(COLOURS), rngs=rngs)
 
     def __call__(self, images: Array) -> Array:
-        return self._classify(self._run(self._tokens(images), 0, len(self.blocks)))
-
-    def features(self, images: Array, upto: str | None = None) -> Array:
-        tokens = self._run(self._tokens(images), 0, self._blocks_before(upto))
-        side = SIZE // PATCH
-        grid = tokens[:, 1:].reshape(len(tokens), side, side, -1)
-        return jnp.concatenate([grid, jnp.broadcast_to(tokens[:, :1, None], grid.shape)], -1)
-
-    def head(self, activations: Array, start: str | None = None) -> Array:
-        grid, token = jnp.split(activations, 2, -1)
-        token = jax.lax.stop_gradient(token[:, :1, 0])
-        tokens = jnp.concatenate([token, grid.reshape(len(grid), -1, grid.shape[-1])], 1)
-        return self._classify(self._run(tokens, self._blocks_before(start), len(self.blocks)))
-
-    def _tokens(self, images: Array) -> Array:
         patches = self.embed(images)
         patches = patches.reshape(len(images), -1, patches.shape[-1])
         token = jnp.broadcast_to(self.token[...], (len(images), *self.token.shape[1:]))
-        return jnp.concatenate([token, patches], 1) + self.position[...]
-
-    def _run(self, tokens: Array, first: int, last: int) -> Array:
-        for block in self.blocks[first:last]:
+        tokens = jnp.concatenate([token, patches], 1) + self.position[...]
+        for block in self.blocks:
             tokens = block(tokens)
-        return tokens
-
-    def _classify(self, tokens: Array) -> Array:
         return self.fc(self.norm(tokens[:, 0]))
 
-    def _blocks_before(self, cut: str | None) -> int:
-        names = [f"blocks.{i}" for i in range(len(self.blocks))]
-        if cut is None:
-            return len(names) - 1
-        if cut not in names:
-            raise ValueError(f"no layer {cut!r}; the layers are {', '.join(names)}")
-        return names.index(cut) + 1
+
+class Layer(linen.Module):
+    """A convolution and what is explained, its ReLU."""
+
+    features: int
+
+    @linen.compact
+    def __call__(self, x: Array) -> Array:
+        return linen.relu(linen.Conv(self.features, (3, 3), strides=2)(x))
 
 
 class ConvNet(linen.Module):
-    """A Linen module; its two halves are methods of their own."""
+    """A small network in Linen."""
 
-    def setup(self) -> None:
-        self.convolutions = [linen.Conv(16, (3, 3), strides=2), linen.Conv(32, (3, 3), strides=2)]
-        self.fc = linen.Dense(len(COLOURS))
-
+    @linen.compact
     def __call__(self, images: Array) -> Array:
-        return self.classify(self.extract(images))
-
-    def extract(self, images: Array) -> Array:
-        for convolution in self.convolutions:
-            images = linen.relu(convolution(images))
-        return images
-
-    def classify(self, activations: Array) -> Array:
-        return self.fc(activations.mean((1, 2)))
-
-
-def linen_model(key: Array) -> Any:
-    """The Linen module as a model: two functions of its variables."""
-    module = ConvNet()
-    variables = module.init(key, jnp.zeros((1, SIZE, SIZE, 3)))
-    apply: Callable[..., Any] = module.apply
-    return from_functions(partial(apply, method="extract"), partial(apply, method="classify"), variables)
+        x = Layer(16)(images)
+        x = Layer(32)(x)
+        return linen.Dense(len(COLOURS))(x.mean((1, 2)))
 
 
 def draw(count: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -136,7 +100,7 @@ def draw(count: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def fit(model: Any, logits_of: Callable[[Any, Array], Array], *, steps: int) -> Any:
-    """The model after some steps of Adam: models are pytrees, so this serves both."""
+    """A module, or variables, after some steps of Adam: they are pytrees, so this serves both."""
     optimiser = optax.adam(3e-3)
 
     @jax.jit
@@ -158,16 +122,20 @@ def main(
     path: str = "explain_other_models.png", *, methods: Sequence[str] = METHODS, steps: int = 120
 ) -> dict[str, np.ndarray]:
     """Fit both models, explain both, write the picture; returns the maps by model and method."""
+    vit = fit(ViT(rngs=nnx.Rngs(0)), lambda module, x: module(x), steps=steps)
+    network = ConvNet()
+    variables = network.init(jax.random.key(0), jnp.zeros((1, SIZE, SIZE, 3)))
+    variables = fit(variables, lambda variables, x: network.apply(variables, x), steps=steps)
     models = {
-        "ViT": fit(ViT(rngs=nnx.Rngs(0)), lambda model, x: model(x), steps=steps),
-        "Linen": fit(linen_model(jax.random.key(0)), lambda model, x: model.head(model.features(x)), steps=steps),
+        "ViT": (from_module(vit, prefix_tokens=1), "blocks.1"),
+        "Linen": (from_module(network, variables), "Layer_1"),
     }
     images, labels, _ = draw(4, seed=10_000)
     maps = {}
-    for name, model in models.items():
+    for name, (model, layer) in models.items():
         for method in methods:
             start = time.perf_counter()
-            maps[f"{name}\n{method}"] = np.asarray(explain(model, images, labels, method=method))
+            maps[f"{name}\n{method}"] = np.asarray(explain(model, images, labels, method=method, layer=layer))
             shape = maps[f"{name}\n{method}"].shape
             print(f"{name:5} {method:14} maps {shape} in {time.perf_counter() - start:.2f} s with compilation")
     show_maps(images, maps, row_titles=[COLOURS[label] for label in labels]).save(path)

@@ -1,6 +1,7 @@
 """Models that are not ours: two functions with parameters, a transformer in NNX, a module in Linen."""
 
 import runpy
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,7 +11,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dcls_jax.cam import DeadMapWarning, explain, from_functions, grad_cam, resize
+from dcls_jax.cam import DeadMapWarning, explain, from_functions, from_module, grad_cam, resize
+from dcls_jax.cam.model import split
 from tests.conftest import normal, random_model
 
 example = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[2] / "examples" / "explain_other_models.py")))
@@ -60,16 +62,21 @@ def vit():
 def test_every_cut_of_the_transformer_leads_to_the_same_logits(vit, assert_close):
     images = normal(2, 32, 32, 3)
     expected = jax.jit(lambda model, x: model(x))(vit, images)
-    for cut in (None, "blocks.0", "blocks.2"):
-        through = jax.jit(lambda model, x: model.head(model.features(x, cut), cut))  # noqa: B023
-        assert_close(through(vit, images), expected, 1e-5)
+
+    @partial(jax.jit, static_argnames="layer")
+    def through(model, images, layer):
+        a, head = split(from_module(model, prefix_tokens=1), images, layer)
+        return head(a)
+
+    for layer in ("blocks.0", "blocks.1.attention", "blocks.2"):
+        assert_close(through(vit, images, layer), expected, 1e-5)
 
 
 def test_a_class_token_leaves_the_last_blocks_patches_without_a_path(vit):
-    images = normal(2, 32, 32, 3)
-    assert explain(vit, images).any()
+    model, images = from_module(vit, prefix_tokens=1), normal(2, 32, 32, 3)
+    assert explain(model, images, layer="blocks.1").any()
     with pytest.warns(DeadMapWarning, match="class token"):
-        maps = explain(vit, images, layer="blocks.2")
+        maps = explain(model, images, layer="blocks.2")
     assert maps.shape == (2, 8, 8)
     assert not maps.any()
 
@@ -77,7 +84,9 @@ def test_a_class_token_leaves_the_last_blocks_patches_without_a_path(vit):
 def test_the_example_runs_and_its_maps_find_the_square(tmp_path, capsys):
     maps = example.main(str(tmp_path / "maps.png"), methods=["grad_cam"], steps=60)
     assert (tmp_path / "maps.png").read_bytes().startswith(b"\x89PNG")
-    assert "ViT   grad_cam       maps (4, 8, 8)" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "ViT   grad_cam       maps (4, 8, 8)" in printed
+    assert "Linen grad_cam       maps (4, 8, 8)" in printed
     _, _, squares = example.draw(4, seed=10_000)
     for name in ("ViT\ngrad_cam", "Linen\ngrad_cam"):
         enlarged = np.asarray(resize(maps[name], 32))
