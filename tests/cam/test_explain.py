@@ -253,3 +253,15 @@ def test_a_single_map_is_presented_too():
             postprocess(ramp, size=size)
     with pytest.raises(ValueError, match=r"maps have shape \(5,\), expected \(\.\.\., \*space\) with 2 axes"):
         normalise(np.arange(5.0))
+
+
+def test_layers_meet_as_in_pytorch_grad_cam(assert_close):
+    """ReLU, min-max, resize, mean, min-max (aggregate_multi_layers), where a resize between would change the maximum."""
+    layers = [normal(2, 3, 4), normal(2, 5, 6, seed=1)]
+    shown = []
+    for maps in layers:
+        positive = np.maximum(np.asarray(maps), 0)
+        low, high = positive.min((1, 2), keepdims=True), positive.max((1, 2), keepdims=True)
+        scaled = jnp.asarray((positive - low) / (high - low))
+        shown.append(jax.image.resize(scaled, (2, 5, 6), "bilinear"))
+    assert_close(combine_layers(layers), normalise(np.mean(shown, 0)), 1e-6)

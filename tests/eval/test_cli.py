@@ -123,6 +123,13 @@ def test_cam_explains_the_most_probable_classes_at_several_layers(cam, picture):
     assert manifest["maps"] == {name: list(shape) for name, shape in shapes.items()}
 
 
+def test_cam_draws_methods_of_the_pixels(cam, picture):
+    code, manifest, maps = cam(picture, "--methods", "grad_cam,guided_grad_cam,input_x_gradient", "--target", 1)
+    assert code == 0
+    assert [maps[name].shape for name in manifest["methods"]] == [(1, 7, 7), (1, 224, 224), (1, 224, 224)]
+    assert maps["input_x_gradient"].any()
+
+
 def test_cam_combines_layers(cam, picture):
     layers = ["--layer", "stages.2", "--layer", "stages.3"]
     code, _, maps = cam(picture, "--methods", "grad_cam", *layers, "--combine", "product", "--style", "contour")
