@@ -256,7 +256,7 @@ def test_a_single_map_is_presented_too():
 
 
 def test_layers_meet_as_in_pytorch_grad_cam(assert_close):
-    """ReLU, min-max, resize, mean, min-max (aggregate_multi_layers), where a resize between would change the maximum."""
+    """ReLU, min-max, resize, mean, min-max (aggregate_multi_layers); a resize before min-max would give others."""
     layers = [normal(2, 3, 4), normal(2, 5, 6, seed=1)]
     shown = []
     for maps in layers:
