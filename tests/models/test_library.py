@@ -31,7 +31,7 @@ def images():
 def test_dtypes_are_flaxs(name, images, assert_close):
     plain, half = random_model(lambda: small(name)), random_model(lambda: small(name, dtype=jnp.bfloat16))
     for model in (half, reparameterise(half)):
-        activations = model.intermediates(images, model.layer_names())
+        activations = jax.eval_shape(lambda m, x: m.intermediates(x, m.layer_names()), model, images)
         assert {a.dtype for a in activations.values()} == {jnp.dtype(jnp.bfloat16)}
         assert_close(forward(model, images).astype(jnp.float32), forward(plain, images), 0.05)
     assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(half))} == {jnp.dtype(jnp.float32)}
