@@ -50,7 +50,8 @@ def create_model(
     name: one of `list_models`.
     dcls: False for standard convolutions, True for the published DCLS setting of that name, or a setting.
     num_classes: outputs of the classifier; 0 for none, and the model gives what was pooled (B, C).
-    weights: None (random), a checkpoint (see `load_weights`) or "published" (downloaded).
+    weights: None (random), a checkpoint (see `load_weights`) or "published" (downloaded; for in_channels other than 3
+    kernels of the first layer are summed, for 1, or repeated and scaled, as timm does).
     new_head: with `weights`, leave the checkpoint's classifier out, for other classes; always so without a classifier.
     dtype, param_dtype, precision: in which layers compute and keep their parameters, with Flax's meaning. Positions,
     the construction of kernels, statistics of norms and softmax stay float32.
@@ -75,16 +76,43 @@ def create_model(
         model.set_attributes(dtype=dtype, precision=precision, raise_if_not_found=False)
         return model if param_dtype == jnp.float32 else _kept_in(model, param_dtype)
 
+    def loaded(path: str | PathLike[str]) -> Backbone:
+        without_head = new_head or num_classes == 0
+        if config.get("drop_path_rate") or (without_head and num_classes):  # something stays random
+            return load_weights(build(rngs), path, new_head=without_head)
+        return load_weights(nnx.eval_shape(lambda: build(shapes_only())), path, new_head=without_head)
+
     if weights is None:
         return build(rngs)
-    if weights == "published":
-        if not isinstance(dcls, bool):
-            raise ValueError(f"weights are published for dcls True or False, not for dcls (={dcls})")
-        weights = fetch(variant.dcls_checkpoint if dcls else variant.checkpoint)
-    new_head |= num_classes == 0
-    if config.get("drop_path_rate") or (new_head and num_classes):  # something stays random
-        return load_weights(build(rngs), weights, new_head=new_head)
-    return load_weights(nnx.eval_shape(lambda: build(shapes_only())), weights, new_head=new_head)
+    if weights != "published":
+        return loaded(weights)
+    if not isinstance(dcls, bool):
+        raise ValueError(f"weights are published for dcls True or False, not for dcls (={dcls})")
+    path = fetch(variant.dcls_checkpoint if dcls else variant.checkpoint)
+    channels = config.pop("in_channels", 3)
+    model = loaded(path)
+    if channels == 3:
+        return model
+    config["in_channels"] = channels
+    return _of_channels(model, nnx.eval_shape(lambda: build(shapes_only())))
+
+
+def _of_channels(model: Backbone, other: Backbone) -> Backbone:
+    """The other model, shapes alone, with the weights of the model, of 3 channels (timm, `adapt_input_conv`)."""
+    graphdef, shapes = nnx.split(other)
+    weights = dict(nnx.to_flat_state(nnx.state(model)))
+
+    def fitted(path: tuple[Any, ...], shape: nnx.Variable) -> nnx.Variable:
+        value, channels = weights[path].get_value(), shape.shape[-2] if len(shape.shape) > 1 else 0
+        if value.shape == shape.shape:
+            return weights[path]
+        if channels == 1:
+            return shape.replace(value.sum(-2, keepdims=True))
+        return shape.replace(jnp.tile(value, (-(-channels // 3), 1))[..., :channels, :] * (3 / channels))
+
+    return nnx.merge(
+        graphdef, nnx.from_flat_state((path, fitted(path, leaf)) for path, leaf in nnx.to_flat_state(shapes))
+    )
 
 
 def _kept_in(model: Backbone, dtype: DTypeLike) -> Backbone:

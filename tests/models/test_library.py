@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from dcls_jax import Dcls1d, Dcls2d, freeze
-from dcls_jax.models import CheckpointError, load_weights, reparameterise, save_weights, state_dict
+from dcls_jax.models import CheckpointError, create, load_weights, reparameterise, save_weights, state_dict
 from tests.conftest import normal, random_model
 from tests.models.small import MODELS, small
 
@@ -126,6 +126,28 @@ def test_no_layer_scale_is_the_originals():
     block = model.stages[0].blocks[0]
     assert np.abs(block(x, model.stages[0].positions) - x).max() > 0.1
     load_weights(model, names)
+
+
+@pytest.mark.parametrize("channels", [1, 4, 7])
+def test_published_weights_see_other_channels_as_timms_do(name, channels, monkeypatch, tmp_path):
+    model = random_model(lambda: small(name, dcls=True))
+    save_weights(model, tmp_path / "published")
+    monkeypatch.setattr(create, "fetch", lambda _: tmp_path / "published")
+    other = small(name, dcls=True, weights="published", in_channels=channels)
+    grey = normal(2, 32, 32, 1)
+    # equal channels, of which each counts as much as one of three
+    logits = forward(other, jnp.tile(grey, (1, 1, 1, channels)))
+    if channels == 1:
+        np.testing.assert_allclose(logits, forward(model, jnp.tile(grey, (1, 1, 1, 3))), rtol=1e-4, atol=1e-4)
+    kernels = {path: leaf.shape for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param))}
+    changed = [path for path, leaf in nnx.to_flat_state(nnx.state(other, nnx.Param)) if leaf.shape != kernels[path]]
+    assert changed
+    assert all(path[0] == "stem" and path[-1] == "kernel" for path in changed)
+    for path in changed:
+        old, new = (dict(nnx.to_flat_state(nnx.state(m)))[path].get_value() for m in (model, other))
+        expected = old.sum(-2, keepdims=True) if channels == 1 else old[..., np.arange(channels) % 3, :] * 3 / channels
+        np.testing.assert_allclose(new, expected, rtol=1e-6)
+    assert other.config.in_channels == channels
 
 
 @pytest.mark.parametrize("layer", [Dcls1d, Dcls2d])
