@@ -202,17 +202,20 @@ def assert_one_line_about(path, error):
 def test_what_is_no_regular_file_does_not_hang(tmp_path, name):
     path = tmp_path / name
     os.mkfifo(path)
+    writer = os.open(path, os.O_RDWR)  # without one, opening it to read would keep every thread waiting
     errors = []
 
     def load():
-        with pytest.raises(CheckpointError) as error:
+        with pytest.raises(CheckpointError, match="is not a regular file") as error:
             load_weights(layer(), path)
         errors.append(error)
 
     thread = threading.Thread(target=load, daemon=True)
     thread.start()
     thread.join(20)
-    assert not thread.is_alive()
+    alive = thread.is_alive()
+    os.close(writer)
+    assert not alive
     assert_one_line_about(path, errors[0])
 
 
