@@ -5,8 +5,11 @@ import os
 import pathlib
 import re
 import shutil
+import signal
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
+from types import FrameType
 from typing import Any
 
 import jax
@@ -45,16 +48,23 @@ def check_replaceable(folder: pathlib.Path) -> None:
 def write_tree(tree: Mapping[str, Any], folder: pathlib.Path) -> None:
     """Write nested dicts of numpy arrays as an Orbax checkpoint, which replaces one at `folder` once it is complete.
 
-    Until then it is in .NAME.dcls_jax beside the folder, where two renames swap it for the old one. Who is killed
-    between the two finds both there; the next call puts the old one back before it writes. A link stays a link.
+    Until then it is in .NAME.dcls_jax beside the folder, and two renames swap it for the old one, which is whole at any
+    time: there alone after a kill between the two, until the next call puts it back. A link to a folder stays one.
+    Ctrl-C waits for the end, unless it is pressed twice.
 
     Raises FileExistsError as `check_replaceable` does, and OSError where nothing can be written.
     """
-    from orbax.checkpoint import v1 as ocp
-
     folder = pathlib.Path(os.path.realpath(folder))
     check_replaceable(folder)
-    beside = folder.with_name(f".{folder.name}.dcls_jax")
+    with _uninterrupted():
+        _write(tree, folder, folder.with_name(f".{folder.name}.dcls_jax"))
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("dcls_jax.models.folders")
+
+
+def _write(tree: Mapping[str, Any], folder: pathlib.Path, beside: pathlib.Path) -> None:
+    from orbax.checkpoint import v1 as ocp
+
     first = jax.process_index() == 0
     if first:
         _put_back(folder, beside)
@@ -72,8 +82,29 @@ def write_tree(tree: Mapping[str, Any], folder: pathlib.Path) -> None:
     finally:
         if first:
             _put_back(folder, beside)
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("dcls_jax.models.folders")
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """One Ctrl-C waits for the end of what is inside: stopped halfway, Orbax leaves threads that never end."""
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+        yield
+        return
+    waiting: list[tuple[int, FrameType | None]] = []
+
+    def later(number: int, frame: FrameType | None) -> None:
+        if waiting:
+            handler(number, frame)
+        waiting.append((number, frame))
+
+    signal.signal(signal.SIGINT, later)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if waiting:
+            handler(*waiting[0])
 
 
 def _put_back(folder: pathlib.Path, beside: pathlib.Path) -> None:

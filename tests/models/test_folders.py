@@ -125,6 +125,26 @@ def test_the_old_checkpoint_is_put_back_after_a_kill_between_the_renames(tmp_pat
     assert not beside.exists()
 
 
+def test_ctrl_c_waits_for_the_save_and_the_second_does_not(tmp_path, monkeypatch):
+    save, handler = ocp.save, signal.getsignal(signal.SIGINT)
+
+    def pressed(times):
+        def saves(*arguments):
+            for _ in range(times):
+                signal.raise_signal(signal.SIGINT)
+            save(*arguments)
+
+        return saves
+
+    for times, seed, there in ((1, 1, 1), (2, 2, 1), (1, 3, 3)):
+        monkeypatch.setattr(ocp, "save", pressed(times))
+        with pytest.raises(KeyboardInterrupt):
+            save_weights(layer(seed), tmp_path / "weights")
+        assert is_at(tmp_path / "weights", layer(there))
+        assert [path.name for path in tmp_path.iterdir()] == ["weights"]
+        assert signal.getsignal(signal.SIGINT) is handler
+
+
 KILLED = """
 import sys
 from tests.models.test_folders import layer, save_weights
@@ -148,6 +168,8 @@ def test_a_killed_process_leaves_a_whole_checkpoint(tmp_path, kind):
     finally:
         process.kill()
         process.stdout.close()
+    if kind == "SIGINT":
+        assert [path.name for path in tmp_path.iterdir()] == ["weights"]
     left = tmp_path / ".weights.dcls_jax" / "old"
     whole = left if left.exists() and not (tmp_path / "weights").exists() else tmp_path / "weights"
     assert is_at(whole, layer(1)) or is_at(whole, layer(2))
@@ -193,6 +215,8 @@ def test_swapped_positions_in_orbax_checkpoints(tmp_path):
     np.testing.assert_array_equal(swapped.positions.P[...], model.positions.P[...][::-1])
 
 
+# Orbax closes the loop that the rest of its reads report to.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_damaged_orbax_checkpoints_are_named(tmp_path):
     save_weights(layer(), tmp_path / "weights")
     for part in ("_METADATA", "manifest.ocdbt"):
