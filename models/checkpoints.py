@@ -5,10 +5,11 @@ A model is described by the names and layouts of PyTorch: its own paths with `we
 `dcls` package does. Each family lists the renames that lead from published names to these.
 """
 
-import argparse
+import itertools
 import pathlib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+import warnings
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any, NamedTuple, TypeVar
@@ -21,14 +22,19 @@ from jax import Array
 from jax.sharding import NamedSharding
 
 from dcls_jax.freezing import Path, dcls_layers, modules_by_path
+from dcls_jax.models.folders import absolute, is_checkpoint, read_tree, write_tree
+from dcls_jax.models.state_dicts import CheckpointError, flat_state_dict, hub_file, read_state_dict, shortened
 
 M = TypeVar("M", bound=nnx.Module)
 V = TypeVar("V")
 StateDict = Mapping[str, np.ndarray]
 
-_WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")  # averaged weights before the last ones
+_PREFIXES = ("module", "_orig_mod", "model")  # of DataParallel, torch.compile and Lightning
+_COUNTERS = ("num_batches_tracked", "total_ops", "total_params")  # of batch norms, and of profilers such as thop
 _TORCH_LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 _SAVED = (nnx.Param, nnx.BatchStat)
+_HUGE = 1e10  # what no weight or statistic of a sound model is beyond
+_LISTED = 10  # of each kind of problem
 
 
 class Rename(NamedTuple):
@@ -39,98 +45,80 @@ class Rename(NamedTuple):
     where: str | None = None
 
 
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be read, or does not fit the model."""
-
-
 def load_weights(
     model: M, source: str | PathLike[str] | StateDict, *, swap_positions: bool = False, new_head: bool = False
 ) -> M:
     """A copy of a model, or of a single layer, with the weights of a checkpoint, on the devices that its own are on.
 
-    source: a .pth, .pth.tar, .pt (needs the torch extra) or .safetensors file, an Orbax folder written by
-    `save_weights`, or a flat state dict. Keys may be the original repository's, timm's or the DCLS study's.
+    source: a .pth, .pth.tar, .pt or .bin (needs the torch extra) or .safetensors file, a folder of a model hub with
+    one of these or with shards and their index, an Orbax folder written by `save_weights`, or a state dict of arrays
+    or tensors, which are copied. Keys may be the original repository's, timm's or the DCLS study's, under the prefixes
+    of wrappers that the model has no part of the name of; counters of batches and of profilers are left out.
     swap_positions: exchange the axes of 2-D positions, for v0 checkpoints trained with `dcls` 0.0.2 to 0.0.5.
     new_head: leave the checkpoint's classifier out; the model keeps its own, if it has one.
 
-    Raises CheckpointError (a ValueError) where the file cannot be read or does not fit: it lists all missing,
-    unexpected and misshapen keys, and positions that should be shared but differ. Raises FileNotFoundError.
+    Raises CheckpointError (a ValueError) where the file cannot be read or does not fit: it lists missing, unexpected,
+    misshapen and mistyped keys, ten of each, and positions that should be shared but differ. Raises FileNotFoundError,
+    and OSError where a file cannot be opened. Warns of weights that are not finite or larger than 1e10.
     """
-    if not isinstance(source, Mapping):
-        path = pathlib.Path(source).expanduser().absolute()
+    if isinstance(source, Mapping):
+        found, ours = flat_state_dict(source, "the state dict"), False
+    else:
+        path = absolute(source)
         if not path.exists():
             raise FileNotFoundError(f"no checkpoint at {source}")
-        if path.is_dir():
-            return _load_orbax(model, path, new_head=new_head)
-        source = read_state_dict(path)
-    names = checkpoint_names(source, getattr(model, "checkpoint_renames", ()))
-    found = {name: np.asarray(source[key]) for name, key in names.items()}
+        file = _file_at(path)
+        ours = file is None
+        found = read_tree(path) if file is None else read_state_dict(file)
+    slots = _own_slots(model) if ours else _slots(model)
+    renames = getattr(model, "checkpoint_renames", ())
+    keys = {key: key for key in found} if ours else _fitting_names(found, slots, renames)
+    found = {name: found[key] for name, key in keys.items()}
     if swap_positions:
         found = {name: array[::-1] if name.endswith((".P", ".SIG")) else array for name, array in found.items()}
-    slots = _slots(model)
     if new_head:
         slots, found = _without_head(slots), _without_head(found)
-    _check(slots, found, names)
+    _check(slots, found, keys)
+    if odd := [keys[name] for name, slot in slots.items() if not slot.holds(found[name])]:
+        warnings.warn(f"weights that are not finite or too large: {shortened(odd, 3)}", stacklevel=2)
     return _with_leaves(model, {slot.path: slot.from_torch(found[name]) for name, slot in slots.items()})
 
 
-def read_state_dict(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """The flat state dict in a .safetensors file or a PyTorch file, out of its wrappers.
+def _file_at(path: pathlib.Path) -> pathlib.Path | None:
+    """The file of a state dict, a hub's where the path is its folder; None for any other folder."""
+    if not path.is_dir():
+        return path
+    return None if is_checkpoint(path) else hub_file(path)
 
-    PyTorch files are unpickled with `weights_only`: of other types only argparse.Namespace and pathlib's POSIX paths,
-    which published files carry, are let in. Raises CheckpointError.
+
+def checkpoint_names(keys: Iterable[str], renames: Iterable[Rename], parts: Collection[str] = ()) -> dict[str, str]:
+    """Our name for each key of a checkpoint, by name; counters are left out. Raises CheckpointError.
+
+    parts: the model's own, which are no prefixes of wrappers.
     """
-    if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.numpy import load_file
-
-        try:
-            return _unwrap(load_file(path), path)
-        except SafetensorError as error:
-            raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from error
-    try:
-        import torch
-    except ImportError as error:
-        raise CheckpointError(f"reading {path.name} needs PyTorch: pip install 'dcls_jax[torch]'") from error
-    harmless: list[Any] = [argparse.Namespace] + [
-        (kind, f"{module}.{kind.__name__}")
-        for module in ("pathlib", "pathlib._local")  # Python 3.13 writes the latter
-        for kind in (pathlib.PosixPath, pathlib.PurePosixPath)
-    ]
-    try:
-        with torch.serialization.safe_globals(harmless):
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for what is one thing to the user
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path} is not a PyTorch checkpoint that can be read safely: {reason}") from error
-    return {
-        key: value.float().numpy() if value.dtype == torch.bfloat16 else value.numpy()
-        for key, value in _unwrap(loaded, path).items()
-    }
-
-
-def _unwrap(loaded: Any, path: pathlib.Path) -> dict[str, Any]:
-    while isinstance(loaded, Mapping) and (wrapper := next((w for w in _WRAPPERS if w in loaded), None)):
-        loaded = loaded[wrapper]
-    if not isinstance(loaded, Mapping) or not all(
-        getattr(value, "shape", None) is not None for value in loaded.values()
-    ):
-        raise CheckpointError(f"{path} holds no state dict, bare or under {', '.join(_WRAPPERS)}")
-    return {key.removeprefix("module."): value for key, value in loaded.items()}
-
-
-def checkpoint_names(keys: Iterable[str], renames: Iterable[Rename]) -> dict[str, str]:
-    """Our name for each key of a checkpoint, by name; counters of batches are left out. Raises CheckpointError."""
-    keys = [key for key in keys if not key.endswith("num_batches_tracked")]
-    applicable = [it for it in renames if it.where is None or any(re.search(it.where, key) for key in keys)]
+    prefixes = "|".join(prefix for prefix in _PREFIXES if prefix not in parts)
+    bare = {key: re.sub(rf"^(?:(?:{prefixes})\.)+", "", key) for key in keys if key.rpartition(".")[2] not in _COUNTERS}
+    applicable = [it for it in renames if it.where is None or any(re.search(it.where, key) for key in bare.values())]
     names: dict[str, str] = {}
-    for key in keys:
-        name = key
+    for key, name in bare.items():
         for rename in applicable:
             name = re.sub(rename.pattern, rename.name, name)
         if name in names:
             raise CheckpointError(f"checkpoint keys {names[name]} and {key} both name {name}")
         names[name] = key
+    return names
+
+
+def _fitting_names(keys: Collection[str], slots: Mapping[str, Any], renames: Iterable[Rename]) -> dict[str, str]:
+    """`checkpoint_names`; raises CheckpointError where a prefix of all keys is all that keeps them from fitting."""
+    parts = {name.partition(".")[0] for name in slots}
+    names = checkpoint_names(keys, renames, parts)
+    if names.keys() & slots.keys():
+        return names
+    columns = zip(*(key.split(".")[:-1] for key in keys), strict=False)
+    prefix = "".join(f"{parts[0]}." for parts in itertools.takewhile(lambda parts: len(set(parts)) == 1, columns))
+    if prefix and checkpoint_names([key.removeprefix(prefix) for key in keys], renames, parts).keys() & slots.keys():
+        raise CheckpointError(f"every key of the checkpoint begins with {prefix!r}, and fits the model without it")
     return names
 
 
@@ -140,6 +128,7 @@ class _Slot:
 
     path: Path
     shape: tuple[int, ...]
+    dtype: np.dtype
     torch_axes: tuple[int, ...]
 
     @property
@@ -150,6 +139,11 @@ class _Slot:
         """Whether a shape is PyTorch's, or that of the 1x1 convolution which does the same."""
         spatial = shape[len(self.shape) :]
         return shape[: len(self.shape)] == self.torch_shape and all(size == 1 for size in spatial)
+
+    def holds(self, array: np.ndarray) -> bool:
+        """Whether all values are finite here, and plausible."""
+        limit = min(_HUGE, float(jnp.finfo(self.dtype).max)) if jnp.issubdtype(self.dtype, jnp.floating) else np.inf
+        return array.size == 0 or -limit <= float(array.min()) <= float(array.max()) <= limit  # NaN is in no order
 
     def to_torch(self, array: np.ndarray) -> np.ndarray:
         return array.transpose(self.torch_axes)
@@ -175,10 +169,18 @@ def _slots(model: nnx.Module) -> dict[str, _Slot]:
         axes = tuple(range(leaf.ndim))
         if name == "kernel":
             axes = (leaf.ndim - 1, leaf.ndim - 2, *axes[:-2])
-        slot = _Slot(path, leaf.shape, axes)
+        slot = _Slot(path, leaf.shape, leaf.dtype, axes)
         for owner in users.get(id(modules[tuple(parents)]), [tuple(parents)]):
             slots[".".join(map(str, (*owner, _TORCH_LEAVES.get(name, name))))] = slot
     return slots
+
+
+def _own_slots(model: nnx.Module) -> dict[str, _Slot]:
+    """Every path of an Orbax checkpoint of the model, whose arrays are laid out as here."""
+    return {
+        ".".join(map(str, path)): _Slot(path, leaf.shape, leaf.dtype, tuple(range(leaf.ndim)))
+        for path, leaf in _leaves(model).items()
+    }
 
 
 def _check(slots: Mapping[str, _Slot], found: StateDict, keys: Mapping[str, str]) -> None:
@@ -188,19 +190,33 @@ def _check(slots: Mapping[str, _Slot], found: StateDict, keys: Mapping[str, str]
         key = keys.get(name, name)
         return name if key == name else f"{key} ({name})"
 
-    problems = [f"missing: {name}" for name in slots.keys() - found.keys()]
-    problems += [f"unexpected: {called(name)}" for name in found.keys() - slots.keys()]
+    problems: dict[str, list[str]] = {
+        "missing": sorted(slots.keys() - found.keys()),
+        "unexpected": sorted(map(called, found.keys() - slots.keys())),
+        "misshapen": [],
+        "mistyped": [],
+        "unequal": [],
+    }
     first: dict[Path, str] = {}
     for name in sorted(slots.keys() & found.keys()):
-        slot, shape = slots[name], found[name].shape
-        if not slot.fits(shape):
-            problems.append(f"misshapen: {called(name)} has shape {shape}, expected {slot.torch_shape}")
+        slot, array = slots[name], found[name]
+        if not slot.fits(array.shape):
+            problems["misshapen"].append(f"{called(name)} has shape {array.shape}, expected {slot.torch_shape}")
+            continue
+        if jnp.issubdtype(slot.dtype, jnp.floating) and not jnp.issubdtype(array.dtype, jnp.floating):
+            problems["mistyped"].append(f"{called(name)} has dtype {array.dtype}, expected floating-point numbers")
             continue
         other = first.setdefault(slot.path, name)
-        if other != name and not np.array_equal(found[name], found[other]):
-            problems.append(f"unequal: {called(other)} and {called(name)} should be one shared array")
-    if problems:
-        raise CheckpointError("the checkpoint does not fit the model\n  " + "\n  ".join(sorted(problems)))
+        if other != name and not np.array_equal(array, found[other], equal_nan=True):
+            problems["unequal"].append(f"{called(other)} and {called(name)} should be one shared array")
+    lines = [f"{kind}: {line}" for kind, all_of_it in problems.items() for line in _first(all_of_it)]
+    if lines:
+        raise CheckpointError("\n  ".join(["the checkpoint does not fit the model", *lines]))
+
+
+def _first(lines: list[str]) -> list[str]:
+    more = len(lines) - _LISTED
+    return [*lines[:_LISTED], f"{more} more"] if more > 0 else lines
 
 
 def _without_head(by_name: dict[str, V]) -> dict[str, V]:
@@ -212,20 +228,20 @@ def _with_leaves(model: M, leaves: Mapping[Path, np.ndarray]) -> M:
 
     def value(path: Path, leaf: nnx.Variable) -> Array:
         sharding = getattr(leaf.get_value(), "sharding", None)
-        array = jnp.asarray(leaves[path], leaf.dtype) if path in leaves else jnp.copy(leaf.get_value())
+        array = jnp.array(leaves[path], leaf.dtype) if path in leaves else jnp.copy(leaf.get_value())
         return jax.device_put(array, sharding) if isinstance(sharding, NamedSharding) else array
 
-    flat = {path: leaf.replace(value(path, leaf)) for path, leaf in nnx.to_flat_state(state)}
+    with np.errstate(over="ignore"):  # `load_weights` warns of what is too large
+        flat = {path: leaf.replace(value(path, leaf)) for path, leaf in nnx.to_flat_state(state)}
     return nnx.merge(graphdef, nnx.from_flat_state(flat))
 
 
 def save_weights(model: nnx.Module, folder: str | PathLike[str]) -> None:
     """Write parameters and batch statistics as an Orbax checkpoint: nested dicts of numpy arrays, by our own names.
 
-    What stands at `folder` is replaced only once the new checkpoint is complete.
+    A checkpoint at `folder` is replaced once the new one is complete, and only if nothing else is in the folder. Raises
+    FileExistsError, which names what is, and OSError where nothing can be written.
     """
-    from orbax.checkpoint import v1 as ocp
-
     tree: dict[str, Any] = {}
     for path, leaf in _leaves(model).items():
         *parents, name = map(str, path)
@@ -233,39 +249,17 @@ def save_weights(model: nnx.Module, folder: str | PathLike[str]) -> None:
         for parent in parents:
             node = node.setdefault(parent, {})
         node[name] = np.asarray(leaf[...])
-    ocp.save(pathlib.Path(folder).expanduser().absolute(), tree, overwrite=True)
+    write_tree(tree, absolute(folder))
 
 
 def state_dict(model: nnx.Module) -> dict[str, np.ndarray]:
     """Parameters and batch statistics as PyTorch names and lays them out: what `load_weights` takes, by our own paths.
 
-    Positions stand under every layer that uses them; a layer's are those of the `dcls` package's layer.
+    Positions stand under every layer that uses them; a layer's are those of the `dcls` package's layer. The arrays are
+    copies.
     """
     leaves = _leaves(model)
-    return {name: slot.to_torch(np.asarray(leaves[slot.path][...])) for name, slot in _slots(model).items()}
-
-
-def _load_orbax(model: M, folder: pathlib.Path, *, new_head: bool) -> M:
-    from orbax.checkpoint import v1 as ocp
-
-    try:
-        tree = ocp.load(folder)
-    except Exception as error:  # orbax raises many kinds for what is one thing to the user
-        raise CheckpointError(f"{folder} is not a readable Orbax checkpoint: {error}") from error
-    found = {".".join(path): np.asarray(leaf) for path, leaf in _flat(tree)}
-    leaves = _leaves(model)
-    slots = {
-        ".".join(map(str, path)): _Slot(path, leaf.shape, tuple(range(leaf.ndim))) for path, leaf in leaves.items()
+    return {
+        name: np.array(slot.to_torch(np.asarray(leaves[slot.path][...])), order="C")
+        for name, slot in _slots(model).items()
     }
-    if new_head:
-        slots, found = _without_head(slots), _without_head(found)
-    _check(slots, found, {})
-    return _with_leaves(model, {slot.path: found[key] for key, slot in slots.items()})
-
-
-def _flat(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    for name, node in tree.items():
-        if isinstance(node, Mapping):
-            yield from _flat(node, (*path, name))
-        else:
-            yield (*path, name), node

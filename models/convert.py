@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import numpy as np
 from flax import nnx
 
 from dcls_jax.models.backbone import Backbone
-from dcls_jax.models.checkpoints import load_weights, save_weights
+from dcls_jax.models.checkpoints import load_weights, save_weights, state_dict
+from dcls_jax.models.folders import absolute
 
 
 @dataclass(frozen=True)
@@ -35,28 +37,45 @@ def convert(
     Raises as `check_paths` does, and CheckpointError where the weights do not fit.
     """
     check_paths(source, destination)
-    target = Path(destination).expanduser().absolute()
+    target = absolute(destination)
     converted = load_weights(model, source, swap_positions=swap_positions)
     partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
     save_weights(converted, partial)
-    # Read into the fresh model: its own values would show where the checkpoint has none.
-    difference = _largest_difference(converted, load_weights(model, partial))
-    if difference != 0:
-        raise RuntimeError(f"what was written to {partial} differs by {difference} from {source}")
-    partial.rename(target)
+    try:
+        # Read into the fresh model: its own values would show where the checkpoint has none.
+        difference = _largest_difference(state_dict(converted), state_dict(load_weights(model, partial)))
+        if difference != 0:
+            raise RuntimeError(f"what was written for {target} differs by {difference} from {source}")
+        partial.rename(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(converted, nnx.Param)))
     return Conversion(target, parameters, difference)
 
 
 def check_paths(source: str | os.PathLike[str], destination: str | os.PathLike[str]) -> None:
-    """What can be said before a model is built: FileNotFoundError for `source`, FileExistsError for `destination`."""
-    if not Path(source).expanduser().exists():
+    """What can be said before a model is built: FileNotFoundError for `source`, FileExistsError for `destination`.
+
+    Raises NotADirectoryError where what the destination would be in is no folder, PermissionError where it is locked.
+    """
+    if not absolute(source).exists():
         raise FileNotFoundError(f"no checkpoint at {source}")
-    if Path(destination).expanduser().exists():
+    target = absolute(destination)
+    if os.path.lexists(target):
         raise FileExistsError(f"{destination} exists; remove it or choose another destination")
+    around = next(folder for folder in target.parents if folder.exists())
+    if not around.is_dir():
+        raise NotADirectoryError(f"{destination} cannot be written: {around} is not a folder")
+    if not os.access(around, os.W_OK):
+        raise PermissionError(f"{destination} cannot be written: nothing may be written in {around}")
 
 
-def _largest_difference(a: Backbone, b: Backbone) -> float:
-    pairs = zip(jax.tree.leaves(nnx.state(a)), jax.tree.leaves(nnx.state(b)), strict=True)
-    return max(float(np.max(np.abs(np.asarray(x) - np.asarray(y)))) for x, y in pairs)
+def _largest_difference(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> float:
+    return max(_difference(a[name], b[name]) for name in a)
+
+
+def _difference(x: np.ndarray, y: np.ndarray) -> float:
+    """The largest; numbers that are not finite are infinitely far from all but their like."""
+    equal = (x == y) | (np.isnan(x) & np.isnan(y))
+    distance = np.abs(np.where(equal, 0, x) - np.where(equal, 0, y))
+    return float(np.where(np.isnan(distance), np.inf, distance).max())

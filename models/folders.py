@@ -1,0 +1,149 @@
+"""Orbax checkpoints, folders of nested numpy arrays: read, and written beside what they replace before they do."""
+
+import contextlib
+import os
+import pathlib
+import re
+import shutil
+import signal
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping
+from types import FrameType
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from dcls_jax.models.state_dicts import CheckpointError, reason
+
+_MARKER = "_CHECKPOINT_METADATA"
+_ENTRIES = {_MARKER, "orbax.checkpoint", "commit_success.txt", "state"}
+
+
+def absolute(path: str | os.PathLike[str]) -> pathlib.Path:
+    """The path from the root, ~ being the user's home."""
+    return pathlib.Path(os.path.expanduser(path)).absolute()
+
+
+def is_checkpoint(folder: pathlib.Path) -> bool:
+    """Whether a folder is an Orbax checkpoint."""
+    return (folder / _MARKER).is_file()
+
+
+def check_replaceable(folder: pathlib.Path) -> None:
+    """Raise FileExistsError unless a checkpoint at `folder` would replace nothing but another one."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise FileExistsError(f"{folder} is not a folder; remove it or choose another place for the checkpoint")
+    names = {path.name for path in folder.iterdir()}
+    if others := names - _ENTRIES if is_checkpoint(folder) else names:
+        raise FileExistsError(
+            f"{folder} has what no checkpoint of weights has ({min(others)}); choose another folder for the checkpoint"
+        )
+
+
+def write_tree(tree: Mapping[str, Any], folder: pathlib.Path) -> None:
+    """Write nested dicts of numpy arrays as an Orbax checkpoint, which replaces one at `folder` once it is complete.
+
+    Until then it is in .NAME.dcls_jax beside the folder, and two renames swap it for the old one, which is whole at any
+    time: there alone after a kill between the two, until the next call puts it back. A link to a folder stays one.
+    Ctrl-C waits for the end, unless it is pressed twice.
+
+    Raises FileExistsError as `check_replaceable` does, and OSError where nothing can be written.
+    """
+    folder = pathlib.Path(os.path.realpath(folder))
+    check_replaceable(folder)
+    with _uninterrupted():
+        _write(tree, folder, folder.with_name(f".{folder.name}.dcls_jax"))
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("dcls_jax.models.folders")
+
+
+def _write(tree: Mapping[str, Any], folder: pathlib.Path, beside: pathlib.Path) -> None:
+    from orbax.checkpoint import v1 as ocp
+
+    first = jax.process_index() == 0
+    if first:
+        _put_back(folder, beside)
+        beside.mkdir(parents=True)
+    try:
+        try:
+            with _plain(beside) as place:
+                ocp.save(place / "new", tree)
+        except Exception as error:  # orbax raises many kinds for what is one thing to the user
+            raise OSError(f"the checkpoint {folder} could not be written: {reason(error)}") from error
+        if first:
+            if folder.exists():
+                folder.rename(beside / "old")
+            (beside / "new").rename(folder)
+    finally:
+        if first:
+            _put_back(folder, beside)
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """One Ctrl-C waits for the end of what is inside: stopped halfway, Orbax leaves threads that never end."""
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+        yield
+        return
+    waiting: list[tuple[int, FrameType | None]] = []
+
+    def later(number: int, frame: FrameType | None) -> None:
+        if waiting:
+            handler(number, frame)
+        waiting.append((number, frame))
+
+    signal.signal(signal.SIGINT, later)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if waiting:
+            handler(*waiting[0])
+
+
+def _put_back(folder: pathlib.Path, beside: pathlib.Path) -> None:
+    """Remove what a call that was stopped left beside a folder, but for the old checkpoint where it has no new one."""
+    if (beside / "old").exists() and not folder.exists():
+        (beside / "old").rename(folder)
+    shutil.rmtree(beside, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _plain(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    """The folder, or a link to it for as long as Orbax needs, which takes some characters of a path for patterns."""
+    if not re.search(r"[][*?\\]", folder.as_posix()):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as place:
+        link = pathlib.Path(place, "checkpoint")
+        link.symlink_to(folder, target_is_directory=True)
+        yield link
+
+
+def read_tree(folder: pathlib.Path) -> dict[str, np.ndarray]:
+    """The arrays of an Orbax checkpoint by their path, joined by dots. Raises CheckpointError."""
+    from orbax.checkpoint import v1 as ocp
+
+    try:
+        with _plain(folder) as place:
+            tree = ocp.load(place)
+    except Exception as error:  # orbax raises many kinds for what is one thing to the user
+        no_hub = "" if is_checkpoint(folder) else ", nor has it the files of a model hub"
+        raise CheckpointError(f"{folder} is not a readable Orbax checkpoint{no_hub}: {reason(error)}") from error
+    if not isinstance(tree, Mapping | list | tuple):
+        raise CheckpointError(f"{folder} holds a single {type(tree).__name__}, expected arrays by name")
+    return {".".join(path): np.asarray(leaf) for path, leaf in _flat(tree)}
+
+
+def _flat(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    if not isinstance(tree, Mapping | list | tuple):
+        yield path, tree
+        return
+    for name, node in tree.items() if isinstance(tree, Mapping) else enumerate(tree):
+        yield from _flat(node, (*path, str(name)))
