@@ -9,7 +9,7 @@ import os
 import time
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -18,6 +18,8 @@ import jax
 import numpy as np
 
 Arrays = dict[str, np.ndarray]
+
+_SHOWN = 10  # lines of a list of what is wrong
 
 
 class ResultsError(ValueError):
@@ -127,6 +129,12 @@ def write_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
     with temporary.open("wb") as file:
         write(file)
     os.replace(temporary, path)
+
+
+def shortened(lines: Sequence[str]) -> list[str]:
+    """The first ten lines, and how many more there are."""
+    more = len(lines) - _SHOWN
+    return [*lines[:_SHOWN], f"and {more} more"] if more > 0 else [*lines]
 
 
 def _now() -> str:

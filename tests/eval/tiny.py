@@ -46,18 +46,20 @@ def jpeg(pixels: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def example(seed: int, *, constant_heatmap: bool = False) -> bytes:
-    """One record: a coarse random picture and heatmap, 256 x 256, label below 10."""
+def example(seed: int, *, constant_heatmap: bool = False, **features: bytes | int | None) -> bytes:
+    """One record: a coarse random picture and heatmap, 256 x 256, label below 10; features: others, None to lack it."""
     rng = np.random.default_rng(seed)
     image, heatmap = (
         np.asarray(Image.fromarray(rng.integers(0, 256, shape, np.uint8)).resize((256, 256)))
         for shape in ((8, 8, 3), (8, 8))
     )
+    drawn = {"image": jpeg(image), "heatmap": jpeg(heatmap * (not constant_heatmap)), "label": seed % 10}
     message = tf_example_pb2.Example()
-    feature = message.features.feature
-    feature["image"].bytes_list.value.append(jpeg(image))
-    feature["heatmap"].bytes_list.value.append(jpeg(np.zeros_like(heatmap) if constant_heatmap else heatmap))
-    feature["label"].int64_list.value.append(seed % 10)
+    for name, value in (drawn | features).items():
+        if isinstance(value, bytes):
+            message.features.feature[name].bytes_list.value.append(value)
+        elif value is not None:
+            message.features.feature[name].int64_list.value.append(value)
     return message.SerializeToString()
 
 
