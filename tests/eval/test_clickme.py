@@ -49,7 +49,7 @@ def test_padding_and_constant_maps_do_not_count(shards: Path, whole: clickme.Res
     assert whole.per_image.shape == (20,)
     assert np.flatnonzero(np.isnan(whole.per_image)).tolist() == [4]
     assert (whole.images, whole.skipped, whole.bad_records) == (19, 1, ())
-    assert whole.mean_spearman == pytest.approx(np.delete(whole.per_image, 4).mean())
+    assert whole.mean_spearman == pytest.approx(np.delete(whole.per_image, 4).mean(dtype=np.float64))
     assert whole.alignment == pytest.approx(whole.mean_spearman / 0.65753)
     np.testing.assert_allclose(tiny.evaluate(shards, batch_size=24).per_image, whole.per_image, atol=1e-6)
 
