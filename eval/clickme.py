@@ -7,6 +7,7 @@ label is explained, ranks are averaged over ties, the score is the mean over ima
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from os import PathLike
@@ -191,24 +192,25 @@ def evaluate_protocols(
         progress=progress,
     )
     data = [{"file": s.name, "bytes": s.size, "records": len(s.offsets)} for s in records.shards]
-    folder = None if out is None else ResultsFolder(out, {"arguments": arguments, "data": data} | runner.identity())
-    scores = runner.run(folder)
-    bad = scores["absent"]
-    unread = [_what_is_wrong(records, index, classes) for index in np.flatnonzero(bad).tolist()]
-    results = tuple(
-        Result(
-            name=name,
-            method=method,
-            protocol=protocol,
-            per_image=np.where(bad, np.float32(np.nan), per_image),
-            skipped=int((~np.isfinite(per_image) & ~bad).sum()),
-            bad_records=(*unread, *records.damage),
-            seconds=runner.seconds,
+    identity = {"arguments": arguments, "data": data} | runner.identity()
+    with nullcontext() if out is None else ResultsFolder(out, identity) as folder:
+        scores = runner.run(folder)
+        bad = scores["absent"]
+        unread = [_what_is_wrong(records, index, classes) for index in np.flatnonzero(bad).tolist()]
+        results = tuple(
+            Result(
+                name=name,
+                method=method,
+                protocol=protocol,
+                per_image=np.where(bad, np.float32(np.nan), per_image),
+                skipped=int((~np.isfinite(per_image) & ~bad).sum()),
+                bad_records=(*unread, *records.damage),
+                seconds=runner.seconds,
+            )
+            for protocol, per_image in zip(protocols, scores["spearman"].T, strict=True)
         )
-        for protocol, per_image in zip(protocols, scores["spearman"].T, strict=True)
-    )
-    if folder is not None:
-        folder.finish({"results": {result.protocol: _summary(result) for result in results}})
+        if folder is not None:
+            folder.finish({"results": {result.protocol: _summary(result) for result in results}})
     return results
 
 

@@ -15,7 +15,6 @@ import grain
 import jax
 import numpy as np
 from jax import Array
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
@@ -23,6 +22,7 @@ from rich.text import Text
 
 import dcls_jax
 from dcls_jax.compilation import compiler_options
+from dcls_jax.eval.hosts import together
 from dcls_jax.eval.results import Arrays, ResultsFolder
 
 Step = Callable[[Any, dict[str, Array]], dict[str, Array]]
@@ -103,15 +103,14 @@ class Runner:
         batches = range(-(-self._count // self._batch_size))
         pending = [b for b in batches[host::hosts] if folder is None or not folder.has(b)]
         results = {}
-        with _progress_of(sum(map(self._length, pending)), self._progress and host == 0) as advance:
+        shown = self._progress and host == 0
+        with together(), _progress_of(sum(map(self._length, pending)), shown) as advance:
             for batch, arrays in self._compute(pending):
                 if folder is None:
                     results[batch] = arrays
                 else:
                     folder.save(batch, arrays)
                 advance(self._length(batch))
-        if hosts > 1:
-            multihost_utils.sync_global_devices("dcls_jax.eval.runner")
         if folder is not None:
             results = {batch: folder.read(batch, self._length(batch)) for batch in batches}
         self.seconds = time.perf_counter() - start

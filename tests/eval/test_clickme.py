@@ -120,6 +120,7 @@ def test_killed_run_resumes_to_the_bit(
     killed = run_tiny(shards, tmp_path / "run", kill_after="1")
     assert killed.returncode == -9, killed.stderr
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
+        "lock",
         "part-000000.npz",
         "part-000001.npz.tmp",
         "run.json",
