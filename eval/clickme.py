@@ -11,8 +11,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from os import PathLike
-from pathlib import Path
-from typing import Literal, TypeVar, get_args
+from typing import Literal, NamedTuple, TypeVar, get_args
 
 import grain
 import jax
@@ -45,14 +44,16 @@ Protocol = Literal["published", "aligned"]
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 
 
-@dataclass(frozen=True)
-class Sample:
-    """One picture with what people clicked on: image (224, 224, 3), 0 to 255, and heatmap (224, 224), both float32."""
+class Sample(NamedTuple):
+    """One picture with what people clicked on: image (224, 224, 3), 0 to 255, and heatmap (224, 224), both float32.
+
+    Of a batch that grain makes, each is an array with a leading batch axis.
+    """
 
     image: np.ndarray
     heatmap: np.ndarray
     label: int
-    file: Path
+    file: str
     record: int
 
 
@@ -103,7 +104,8 @@ def load(paths: Paths, *, skip_bad: bool = False) -> grain.MapDataset[Sample]:
             if skip_bad:
                 return None  # grain leaves it out
             raise
-        return Sample(_picture(image, np.float32), _human_maps(heatmap, (None,))[0], label, *records.place(index))
+        path, number = records.place(index)
+        return Sample(_picture(image, np.float32), _human_maps(heatmap, (None,))[0], label, str(path), number)
 
     return grain.MapDataset.source(range(len(records))).map(read)
 
