@@ -11,6 +11,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from os import PathLike
+from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar, get_args
 
 import grain
@@ -25,7 +26,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from dcls_jax.eval.rank import spearman
 from dcls_jax.eval.records import Paths, RecordError, Records
-from dcls_jax.eval.results import ResultsFolder
+from dcls_jax.eval.results import ResultsFolder, check_writable
 from dcls_jax.eval.runner import Runner
 from dcls_jax.eval.study import study_maps
 from dcls_jax.freezing import freeze
@@ -136,7 +137,8 @@ def evaluate(
     name: what reports call the model; its class unless given.
 
     Raises ValueError (unknown method or protocol, batch size that the devices cannot share), FileNotFoundError,
-    RecordError (naming file and record), ResultsError (`out` holds another run's results, or damaged ones).
+    RecordError (naming file and record), OSError (`out` cannot be written), ResultsError (it holds another run's
+    results, or damaged ones, or a run is at work there).
     """
     (result,) = evaluate_protocols(
         model,
@@ -170,6 +172,8 @@ def evaluate_protocols(
     for protocol in protocols:
         if protocol not in PROTOCOLS:
             raise ValueError(f"protocol (={protocol!r}) must be 'aligned' or 'published'")
+    if out is not None:
+        check_writable(Path(out))
     transform = model.transform if transform is None else transform
     name = type(model).__name__ if name is None else name
     records = Records(paths, skip_bad=skip_bad)

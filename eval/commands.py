@@ -105,10 +105,12 @@ def cam(
     """Draw class activation maps of pictures: a grid, each map by itself, the raw maps, and a manifest."""
     from dcls_jax.cam.styles import check_style
     from dcls_jax.eval import pictures
+    from dcls_jax.eval.results import check_writable
     from dcls_jax.models import create_model
 
     at_work()
     check_style(style, alpha, colormap)
+    check_writable(out)
     built = create_model(model, dcls=dcls, num_classes=num_classes, weights=weights)
     manifest = pictures.explain_pictures(
         built,
@@ -157,12 +159,14 @@ def evaluate_clickme(
     """How well a model's maps agree with people's clicks: Spearman's correlation over the human ceiling."""
     from dcls_jax.eval import clickme
     from dcls_jax.eval.report import print_results
+    from dcls_jax.eval.results import check_writable
     from dcls_jax.models import create_model
 
     at_work()
-    built = create_model(model, dcls=dcls, num_classes=num_classes, weights=weights)
     name = f"{model}_dcls" if dcls else model
     folder = out / f"clickme-{name}-{method}-{protocol}"
+    check_writable(folder)
+    built = create_model(model, dcls=dcls, num_classes=num_classes, weights=weights)
     results = clickme.evaluate_protocols(
         built,
         paths,
@@ -193,11 +197,13 @@ def convert(
     ] = False,
 ) -> None:
     """Convert a published PyTorch checkpoint to an Orbax checkpoint, and check the result."""
+    from dcls_jax.eval.results import check_writable
     from dcls_jax.models import create_model
     from dcls_jax.models.convert import check_paths, convert
 
     at_work()
     check_paths(source, destination)
+    check_writable(destination.expanduser().parent)
     built = create_model(model, dcls=dcls, num_classes=num_classes)
     result = convert(source, destination, built, swap_positions=swap_positions)
     print(f"model               {model}{' with DCLS' if dcls else ''}")

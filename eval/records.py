@@ -3,8 +3,10 @@
 import glob
 import os
 import re
+import stat
 import struct
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike
@@ -27,8 +29,8 @@ def find_shards(paths: Paths) -> list[Path]:
     """The record files that `paths` means: a file, a glob, a folder (its *.tfrecords), or a list of these.
 
     A list keeps its order; what a glob or folder finds is in natural order (val-2 before val-10).
-    Raises FileNotFoundError, naming the entry, where nothing is found, and ValueError for what is no regular file: a
-    pipe, say, which is not there to be read twice.
+    Raises FileNotFoundError, naming the entry, where nothing is found, PermissionError, and ValueError for what is no
+    regular file: a pipe, say, which is not there to be read twice.
     """
     entries = [paths] if isinstance(paths, str | PathLike) else paths
     shards = [shard for entry in entries for shard in _expand(os.fspath(entry))]
@@ -38,16 +40,22 @@ def find_shards(paths: Paths) -> list[Path]:
 
 
 def _expand(entry: str) -> list[Path]:
-    if os.path.isfile(entry):
-        return [Path(entry)]
-    pattern = os.path.join(glob.escape(entry), "*.tfrecords") if os.path.isdir(entry) else entry
+    pattern = entry
+    with suppress(FileNotFoundError, NotADirectoryError):  # but not PermissionError, in which a glob sees nothing
+        if not stat.S_ISDIR(os.stat(entry).st_mode):
+            return [_regular(entry)]
+        os.listdir(entry)
+        pattern = os.path.join(glob.escape(entry), "*.tfrecords")
     found = sorted(glob.glob(pattern), key=_natural)
     if not found:
         raise FileNotFoundError(f"no record files at {pattern}")
-    for path in found:
-        if not os.path.isfile(path):
-            raise ValueError(f"{path} is not a regular file, expected one of records")
-    return [Path(path) for path in found]
+    return [_regular(path) for path in found]
+
+
+def _regular(path: str) -> Path:
+    if not os.path.isfile(path):
+        raise ValueError(f"{path} is not a regular file, expected one of records")
+    return Path(path)
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

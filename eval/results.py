@@ -7,6 +7,7 @@ half-written one, which only a killed run leaves, keeps the ending `.tmp` and is
 
 import json
 import os
+import tempfile
 import weakref
 import zipfile
 import zlib
@@ -141,7 +142,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write JSON values, NaN as null; what is not valid Unicode, as a file's name may be, as JSON's own escapes."""
     text = json.dumps(_without_nan(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    write_file(path, lambda file: file.write(text.encode(errors="backslashreplace")))
+    write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def _without_nan(value: Any) -> Any:
@@ -149,6 +150,16 @@ def _without_nan(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _without_nan(item) for key, item in value.items()}
     return None if isinstance(value, float) and value != value else value
+
+
+def check_writable(folder: Path) -> None:
+    """Raise OSError, naming it, for a folder that cannot be written, or made; what can be known before long work."""
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there) as file:
+            file.write(bytes(4096))
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(there)) from error
 
 
 def write_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -163,6 +174,11 @@ def write_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
         if isinstance(error, OSError):
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file that appears under its name only when complete."""
+    write_file(path, lambda file: file.write(content))
 
 
 def shortened(lines: Sequence[str]) -> list[str]:

@@ -1,12 +1,14 @@
 """From a picture to a model's input, as the published evaluations do it: bicubic on 8 bits by Pillow, centre crop."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from os import PathLike
+from os import PathLike, fspath, stat
+from stat import S_ISREG
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 if TYPE_CHECKING:
     from dcls_jax.models.backbone import Backbone
@@ -76,6 +78,25 @@ def _is_float32(number: float) -> bool:
     return float(np.float32(number)) == number
 
 
+def opened(path: str | PathLike[str]) -> Image.Image:
+    """A picture's file, read whole. Raises OSError, naming it, for what is missing, no regular file or no picture."""
+    name = fspath(path)
+    try:
+        if not S_ISREG(stat(name).st_mode):
+            raise ValueError("not a regular file")
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore", Image.DecompressionBombWarning
+            )  # from twice as many pixels on it is an error
+            with Image.open(name) as picture:
+                picture.load()
+                return picture
+    except (FileNotFoundError, PermissionError):
+        raise
+    except Exception as error:  # of many kinds, for what is one thing to the user
+        raise UnidentifiedImageError(f"{name} is not a picture that can be read ({error})") from error
+
+
 Picture = Image.Image | np.ndarray | str | PathLike[str]
 
 
@@ -94,9 +115,7 @@ def preprocess(images: Picture | Sequence[Picture], model: "Backbone") -> np.nda
 
 def _opened(picture: Picture) -> Image.Image:
     if isinstance(picture, str | PathLike):
-        with Image.open(picture) as opened:
-            opened.load()
-            return opened
+        return opened(picture)
     if isinstance(picture, np.ndarray):
         if picture.dtype != np.uint8 or picture.ndim not in (2, 3) or picture.shape[2:] not in ((), (1,), (3,), (4,)):
             found = f"shape {picture.shape} and dtype {picture.dtype}"
