@@ -197,6 +197,8 @@ def convert(
     ] = False,
 ) -> None:
     """Convert a published PyTorch checkpoint to an Orbax checkpoint, and check the result."""
+    import jax
+
     from dcls_jax.eval.results import check_writable
     from dcls_jax.models import create_model
     from dcls_jax.models.convert import check_paths, convert
@@ -205,6 +207,7 @@ def convert(
     check_paths(source, destination)
     check_writable(destination.expanduser().parent)
     built = create_model(model, dcls=dcls, num_classes=num_classes)
+    check_writable(destination.expanduser().parent, sum(leaf.nbytes for leaf in jax.tree.leaves(built)))
     result = convert(source, destination, built, swap_positions=swap_positions)
     print(f"model               {model}{' with DCLS' if dcls else ''}")
     print(f"parameters          {result.parameters:,}")

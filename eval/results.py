@@ -5,8 +5,10 @@
 half-written one, which only a killed run leaves, keeps the ending `.tmp` and is written anew.
 """
 
+import errno
 import json
 import os
+import shutil
 import tempfile
 import weakref
 import zipfile
@@ -152,12 +154,14 @@ def _without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and value != value else value
 
 
-def check_writable(folder: Path) -> None:
-    """Raise OSError, naming it, for a folder that cannot be written, or made; what can be known before long work."""
+def check_writable(folder: Path, size: int = 4096) -> None:
+    """Raise OSError, naming it, for a folder that cannot be made or take so many bytes: known before long work."""
     there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     try:
         with tempfile.TemporaryFile(dir=there) as file:
             file.write(bytes(4096))
+        if shutil.disk_usage(there).free < size:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(there)) from error
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import tiny
 
-from dcls_jax.eval.results import ResultsError, ResultsFolder, write_file, write_json
+from dcls_jax.eval.results import ResultsError, ResultsFolder, check_writable, write_file, write_json
 
 IDENTITY = {"arguments": {"method": "grad_cam", "sizes": (1, 2)}, "weights": "abc"}
 
@@ -105,6 +105,13 @@ def test_what_cannot_be_written_leaves_nothing_and_names_the_file(tmp_path: Path
 
     with pytest.raises(OSError, match=r"No space left on device: '.*part\.npz'"):
         write_file(tmp_path / "part.npz", full)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_without_enough_space_is_named(tmp_path: Path) -> None:
+    check_writable(tmp_path / "new" / "folder")
+    with pytest.raises(OSError, match=rf"No space left on device: '{tmp_path}'"):
+        check_writable(tmp_path / "new" / "folder", 10**18)
     assert not list(tmp_path.iterdir())
 
 
