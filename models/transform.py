@@ -13,6 +13,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 if TYPE_CHECKING:
     from dcls_jax.models.backbone import Backbone
 
+_LONG = 16  # times as long as wide: no longer resized whole
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -41,11 +42,23 @@ class Transform:
         width, height = (self.resize * side // min(image.size) for side in image.size)
         left, top = round((width - self.crop) / 2), round((height - self.crop) / 2)
         right, bottom = left + self.crop, top + self.crop
+        if max(image.size) > _LONG * min(image.size):
+            return self._framed_alone(image, (width, height), (left, top))
         start, stop, pixel = (number * image.width / width for number in (left, right, 1))
         # Of a square Pillow can resize the part alone, by the same weights to the bit if these are exact in its float32
         if image.width == image.height and left > 0 and all(map(_is_float32, (start, stop, pixel))):
             return image.resize((self.crop, self.crop), Image.Resampling.BICUBIC, (start, start, stop, stop))
         return image.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, right, bottom))
+
+    def _framed_alone(self, image: Image.Image, size: tuple[int, int], corner: tuple[int, int]) -> Image.Image:
+        """`framed` of a long picture, of which only the part that is kept is resized; equal to within a rounding."""
+        along = int(image.height > image.width)
+        pixel = image.size[along] / size[along]
+        box, new, rest = [0.0, 0.0, *image.size], [*size], [*corner]
+        box[along], box[along + 2] = corner[along] * pixel, (corner[along] + self.crop) * pixel
+        new[along], rest[along] = self.crop, 0
+        resized = image.resize((new[0], new[1]), Image.Resampling.BICUBIC, (box[0], box[1], box[2], box[3]))
+        return resized.crop((rest[0], rest[1], rest[0] + self.crop, rest[1] + self.crop))
 
 
 def upright(image: Image.Image) -> Image.Image:
