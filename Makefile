@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 UV := $(BIN)/uv pip install --quiet --compile-bytecode --python
 
-.PHONY: demo test parity sanitize package lowest newest lint
+.PHONY: demo test parity sanitize package torture lowest newest lint
 
 demo: .venv/installed
 	$(BIN)/dcls-jax demo
@@ -37,6 +37,12 @@ $(SANITIZED): .venv/installed
 # What is built and shipped: wheels with and without a compiler, and the source distribution.
 package: .venv/installed
 	$(BIN)/python -m pytest -m package
+
+# Commands killed at random moments and run again; half an hour. KILLS: how many.
+KILLS ?= 100
+
+torture: .venv/installed
+	$(BIN)/python tests/torture.py --kills $(KILLS)
 
 # The tests with the lowest versions that pyproject.toml declares, and with the newest there are, for the Python that
 # NEWEST_PYTHON names. SUBSET: which tests; every one unless given.

@@ -1,6 +1,9 @@
 """`python convert_weights.py` is `dcls-jax convert`: a published PyTorch checkpoint -> an Orbax checkpoint."""
 
-from dcls_jax.models.convert import Conversion, convert
+from etils import epy
+
+with epy.lazy_api_imports(globals()):  # the command itself is to be there before JAX is
+    from dcls_jax.models.convert import Conversion, convert
 
 __all__ = ["Conversion", "convert"]
 

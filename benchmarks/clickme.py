@@ -42,10 +42,13 @@ def main() -> None:
     shards: list[Path] = sorted(SAMPLE.glob("*.tfrecords"))
     records = Records(shards)
     stored = clickme._reader(records, model.transform, clickme.PROTOCOLS, skip_bad=False)
+    example = stored(0)
+    assert example is not None
     runner = Runner(
         clickme._scores(model, "grad_cam"),
         nnx.state(model),
         lambda index: stored(index % len(records)),
+        example,
         options.images,
         batch_size=options.batch,
         progress=False,
@@ -60,9 +63,9 @@ def main() -> None:
 
     step = runner._lowered.compile(compiler_options=dict(compiler_options()))
     batches = list(runner._batches(numbers))
-    jax.block_until_ready(step(runner._state, batches[0][1]))
+    jax.block_until_ready(step(runner._state, batches[0][2]))
     start = time.perf_counter()
-    for _, arrays in batches:
+    for _, _, arrays in batches:
         jax.block_until_ready(step(runner._state, arrays))
     step_rate = options.images / (time.perf_counter() - start)
     ends = []  # of each batch; the first one waits for the compiler

@@ -1,261 +1,98 @@
-"""The command `dcls-jax`. What a command needs is imported when it runs, so that --help is there at once."""
+"""The entry points of the commands: errors and signals in one line. The commands themselves are in `commands.py`.
 
+What this module imports is there at once, so that little of the start is left in which Python itself meets Ctrl-C.
+"""
+
+import os
+import signal
 import sys
 from collections.abc import Callable
-from functools import partial, wraps
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from types import FrameType
 
-import typer
-from rich.console import Console
-
-app = typer.Typer(
-    name="dcls-jax",
-    help="Study what vision models look at: class activation maps, and how well they agree with people.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-evaluations = typer.Typer(no_args_is_help=True, help="Evaluate the maps of a model on a data set.")
-app.add_typer(evaluations, name="eval")
-
-Model = Annotated[str, typer.Option("--model", "-m", help="A name that `dcls-jax models` lists.")]
-Dcls = Annotated[bool, typer.Option("--dcls", help="The model with DCLS, in its published setting.")]
-Weights = Annotated[
-    str,
-    typer.Option(
-        "--weights",
-        "-w",
-        help="A checkpoint: .pth, .pth.tar, .safetensors or Orbax folder; or 'published' to download it.",
-    ),
-]
+_SIGNALS = signal.SIGINT, signal.SIGTERM
+_at_work = False  # what is open should be closed
 
 
-def _until_stopped(command: Callable[..., None], *, goes_on: bool = False) -> Callable[..., None]:
-    """The command, which Ctrl-C ends with code 130 and a line; goes_on: given again, it goes on where it stopped."""
+class Stopped(KeyboardInterrupt):
+    """A signal that came while the command was at work; `code` is the exit code that tells of it."""
 
-    @wraps(command)
-    def stoppable(*arguments: Any, **options: Any) -> None:
-        from dcls_jax.compilation import keep_compilations
-
-        try:
-            keep_compilations()
-            command(*arguments, **options)
-        except KeyboardInterrupt:
-            _say("stopped; the same command goes on from here" if goes_on else "stopped", "yellow")
-            raise typer.Exit(130) from None
-
-    return stoppable
-
-
-def _say(line: str, style: str) -> None:
-    Console(stderr=True).print(line, style=style, markup=False, highlight=False, soft_wrap=True)
-
-
-_resumable = partial(_until_stopped, goes_on=True)
-
-
-@app.command()
-@_resumable
-def demo(
-    out: Annotated[Path, typer.Option(help="The folder for results and pictures.")] = Path("results/demo"),
-) -> None:
-    """Evaluate two small models on a small sample, both in the package: the whole pipeline, offline, in a minute."""
-    from dcls_jax.eval import demo
-    from dcls_jax.eval.report import print_results
-
-    print_results(demo.run(out))
-    print(f"maps: {out / 'maps.png'}\nresults: {out}")
-
-
-@app.command()
-@_until_stopped
-def cam(
-    images: Annotated[list[Path], typer.Argument(help="Pictures, in any format that Pillow reads.", exists=True)],
-    model: Model,
-    weights: Weights = "published",
-    dcls: Dcls = False,
-    methods: Annotated[str, typer.Option(help="Methods, separated by commas.")] = "grad_cam,threshold_grad_cam",
-    layer: Annotated[
-        list[str] | None, typer.Option(help="The layer whose activations are weighed; may be given several times.")
-    ] = None,
-    combine: Annotated[
-        Literal["mean", "max", "product"] | None,
-        typer.Option(help="One map for all layers; unless given, each layer has its own."),
-    ] = None,
-    target: Annotated[int | None, typer.Option(help="The class to explain in every picture.")] = None,
-    top_k: Annotated[int, typer.Option(help="Else, how many of each picture's most probable classes.")] = 1,
-    augment: Annotated[
-        bool, typer.Option("--augment", help="Average over the picture and its mirror at three brightnesses.")
-    ] = False,
-    eigen_smooth: Annotated[
-        bool, typer.Option("--eigen-smooth", help="The main pattern of the channels' contributions, not their sum.")
-    ] = False,
-    style: Annotated[
-        Literal["heatmap", "signed", "contour"],
-        typer.Option(help="What the grid shows: what speaks for the class, also what speaks against it, or lines."),
-    ] = "heatmap",
-    colormap: Annotated[
-        str | None, typer.Option(help="A colormap of matplotlib's: plasma unless given, for signed bwr.")
-    ] = None,
-    alpha: Annotated[
-        float | None, typer.Option(help="Opacity of the largest value, 0 to 1: 0.75 unless given, for signed 0.9.")
-    ] = None,
-    num_classes: Annotated[int, typer.Option(help="How many classes the checkpoint has.")] = 1000,
-    out: Annotated[Path, typer.Option(help="The folder for maps.png, overlays/, maps.npz and manifest.json.")] = Path(
-        "results/cam"
-    ),
-) -> None:
-    """Draw class activation maps of pictures: a grid, each map by itself, the raw maps, and a manifest."""
-    from dcls_jax.cam.styles import check_style
-    from dcls_jax.eval import pictures
-    from dcls_jax.models import create_model
-
-    check_style(style, alpha, colormap)
-    built = create_model(model, dcls=dcls, num_classes=num_classes, weights=weights)
-    manifest = pictures.explain_pictures(
-        built,
-        images,
-        out,
-        methods=list(dict.fromkeys(name.strip() for name in methods.split(","))),
-        layers=list(dict.fromkeys(layer or [])),
-        combine=combine,
-        target=target,
-        top_k=top_k,
-        augment=augment,
-        eigen=eigen_smooth,
-        style=style,
-        alpha=alpha,
-        colormap=colormap,
-        name=model,
-        details={"dcls": dcls, "weights": weights},
-    )
-    for row in manifest["pictures"]:
-        if row["dead"]:
-            dead = ", ".join(row["dead"])
-            print(f"nothing positive for {pictures.label(row)} in {row['file']}: {dead}", file=sys.stderr)
-    print(f"maps: {out / 'maps.png'}, one by one: {out / 'overlays'}")
-    print(f"raw maps: {out / 'maps.npz'}, manifest: {out / 'manifest.json'}")
-
-
-@evaluations.command("clickme")
-@_resumable
-def evaluate_clickme(
-    paths: Annotated[list[str], typer.Argument(help="ClickMe's TFRecord files, their folder, or globs.")],
-    model: Model,
-    weights: Weights = "published",
-    dcls: Dcls = False,
-    method: Annotated[Literal["grad_cam", "threshold_grad_cam"], typer.Option(help="The study's method.")] = "grad_cam",
-    protocol: Annotated[
-        Literal["aligned", "published", "both"],
-        typer.Option(help="Compare the field that the model sees, or as the study did the whole picture."),
-    ] = "both",
-    batch_size: Annotated[int, typer.Option(help="Images at a time, over all devices.")] = 32,
-    num_classes: Annotated[int, typer.Option(help="How many classes the checkpoint has.")] = 1000,
-    out: Annotated[Path, typer.Option(help="The folder for results folders; the same command resumes there.")] = Path(
-        "results"
-    ),
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Count damaged records and go on.")] = False,
-) -> None:
-    """How well a model's maps agree with people's clicks: Spearman's correlation over the human ceiling."""
-    from dcls_jax.eval import clickme
-    from dcls_jax.eval.report import print_results
-    from dcls_jax.models import create_model
-
-    built = create_model(model, dcls=dcls, num_classes=num_classes, weights=weights)
-    name = f"{model}_dcls" if dcls else model
-    folder = out / f"clickme-{name}-{method}-{protocol}"
-    results = clickme.evaluate_protocols(
-        built,
-        paths,
-        clickme.PROTOCOLS if protocol == "both" else (protocol,),
-        method=method,
-        batch_size=batch_size,
-        out=folder,
-        skip_bad=skip_bad,
-        name=name,
-    )
-    print_results(results)
-    print(f"results: {folder}")
-
-
-@app.command()
-@_until_stopped
-def convert(
-    source: Annotated[Path, typer.Argument(help="A .pth, .pth.tar, .pt or .safetensors file, or an Orbax folder.")],
-    destination: Annotated[Path, typer.Argument(help="The folder to write; it must not exist.")],
-    model: Model,
-    dcls: Annotated[bool, typer.Option("--dcls", help="The checkpoint is of the model with DCLS.")] = False,
-    num_classes: Annotated[int, typer.Option(help="How many classes the checkpoint has.")] = 1000,
-    swap_positions: Annotated[
-        bool,
-        typer.Option(
-            "--swap-positions", help="Exchange the axes of positions: v0 checkpoints made with dcls 0.0.2 to 0.0.5."
-        ),
-    ] = False,
-) -> None:
-    """Convert a published PyTorch checkpoint to an Orbax checkpoint, and check the result."""
-    from dcls_jax.models import create_model
-    from dcls_jax.models.convert import check_paths, convert
-
-    check_paths(source, destination)
-    built = create_model(model, dcls=dcls, num_classes=num_classes)
-    result = convert(source, destination, built, swap_positions=swap_positions)
-    print(f"model               {model}{' with DCLS' if dcls else ''}")
-    print(f"parameters          {result.parameters:,}")
-    print(f"largest difference  {result.largest_difference} (read back and compared)")
-    print(f"written to          {result.destination}")
-
-
-@app.command()
-@_until_stopped
-def models() -> None:
-    """List the models, what they cost, and what they are made for."""
-    from rich import box
-    from rich.table import Table
-
-    from dcls_jax import native
-    from dcls_jax.methods import FASTEST
-    from dcls_jax.models.describe import descriptions
-
-    table = Table(title="Models; multiply-adds and explained activation for one image", box=box.SIMPLE_HEAD)
-    for column in ("model", "parameters", "GMACs", "activation", "resize, crop"):
-        table.add_column(column, justify="right" if column in ("parameters", "GMACs") else "left", no_wrap=True)
-    table.add_column("published checkpoint", overflow="fold")
-    for it in descriptions():
-        table.add_row(
-            f"{it.name} --dcls" if it.dcls else it.name,
-            f"{it.parameters:,}",
-            f"{it.macs / 1e9:.2f}",
-            "x".join(map(str, it.activation)),
-            f"{it.transform.resize}, {it.transform.crop}",
-            it.checkpoint,
-        )
-    Console().print(table)
-    kernels = "the native kernels" if native.available() else "no native kernels, which were not built at install"
-    print(f"depthwise convolution: on {', '.join(FASTEST)} what was measured fastest for each shape, with {kernels};")
-    print("on other platforms XLA's own, as nothing was measured there")
-
-
-def run(command: Callable[[], object]) -> None:
-    """Run a command line: errors of use and of data in one line, exit code 1; Ctrl-C ends with 130."""
-    try:
-        command()
-    except (ValueError, OSError) as error:
-        _say(f"error: {error}", "red")
-        sys.exit(1)
-    except KeyboardInterrupt:
-        _say("stopped", "yellow")
-        sys.exit(130)
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.code = 128 + number
 
 
 def main() -> None:
     """The entry point of `dcls-jax`."""
-    run(app)
+
+    def command() -> None:
+        from dcls_jax.eval.commands import app
+
+        app()
+
+    run(command)
 
 
 def convert_weights() -> None:
     """The entry point of `convert_weights.py`: `dcls-jax convert` as a command of its own."""
-    alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    alone.command()(convert)
-    run(alone)
+
+    def command() -> None:
+        from dcls_jax.eval.commands import converter
+
+        converter()
+
+    run(command)
+
+
+def run(command: Callable[[], object]) -> None:
+    """Run a command line: errors of use and of data are one line, exit code 1; so are Ctrl-C, 130, and SIGTERM, 143."""
+    for number in _SIGNALS:
+        signal.signal(number, _stop)
+    try:
+        command()
+        sys.stdout.flush()
+    except (ValueError, OSError) as error:
+        say(f"error: {error}", "31")
+        sys.exit(1)
+    finally:
+        at_work(False)
+
+
+def at_work(now: bool = True) -> None:
+    """While it is, a signal is an exception, which lets what is open be closed; before and after, it is the end."""
+    global _at_work
+    _at_work = now
+
+
+def stopped(error: KeyboardInterrupt) -> int:
+    """Say that the command was stopped; its exit code, with which another signal ends it at once."""
+    code = error.code if isinstance(error, Stopped) else 130
+    for number in _SIGNALS:
+        signal.signal(number, lambda *_: os._exit(code))
+    say(_farewell(), "33")
+    return code
+
+
+def _stop(number: int, _: FrameType | None) -> None:
+    if _at_work:
+        at_work(False)  # a second signal does not wait
+        raise Stopped(number)
+    os.write(2, f"{_farewell()}\n".encode())
+    os._exit(128 + number)
+
+
+def _farewell() -> str:
+    goes_on = sys.argv[1:2] == ["demo"] or sys.argv[1:3] == ["eval", "clickme"]
+    return "stopped; the same command goes on from here" if goes_on else "stopped"
+
+
+def say(line: str, colour: str) -> None:
+    """Print a line to stderr, on a terminal in a colour, by its ANSI code."""
+    shown = printable(line)
+    if sys.stderr.isatty() and "NO_COLOR" not in os.environ:
+        shown = f"\x1b[{colour}m{shown}\x1b[0m"
+    print(shown, file=sys.stderr, flush=True)
+
+
+def printable(text: str) -> str:
+    """Text as any terminal takes it: control characters, and what is no Unicode, are escaped; lines are kept."""
+    return "".join(it if it.isprintable() or it == "\n" else it.encode("unicode_escape").decode() for it in text)

@@ -7,15 +7,15 @@ label is explained, ranks are averaged over ties, the score is the mean over ima
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from os import PathLike
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, TypeVar, get_args
 
 import grain
 import jax
-import jax.numpy as jnp
 import numpy as np
 import simplejpeg
 from flax import nnx
@@ -26,7 +26,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from dcls_jax.eval.rank import spearman
 from dcls_jax.eval.records import Paths, RecordError, Records
-from dcls_jax.eval.results import ResultsFolder
+from dcls_jax.eval.results import ResultsFolder, check_writable
 from dcls_jax.eval.runner import Runner
 from dcls_jax.eval.study import study_maps
 from dcls_jax.freezing import freeze
@@ -35,22 +35,26 @@ from dcls_jax.models import Backbone, Transform
 HUMAN_CEILING = 0.65753  # mean correlation of one half of the people with the other
 SIZE = 224  # side of the images and of all maps compared
 
+_MOST_PIXELS = 4096 * 4096  # of a picture in a record, 256 times ClickMe's; a header may claim 4 billion
 _BLUR_INPUT, _BLUR_TAPS, _BLUR_SIGMA = 64, 10, 10.0
 _BAND = 56  # rows of an image that are resized together
 _TILE = 32, 112  # of a human map: how much of it one matrix product makes
 
+T = TypeVar("T")
 Protocol = Literal["published", "aligned"]
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 
 
-@dataclass(frozen=True)
-class Sample:
-    """One picture with what people clicked on: image (224, 224, 3), 0 to 255, and heatmap (224, 224), both float32."""
+class Sample(NamedTuple):
+    """One picture with what people clicked on: image (224, 224, 3), 0 to 255, and heatmap (224, 224), both float32.
+
+    Of a batch that grain makes, each is an array with a leading batch axis.
+    """
 
     image: np.ndarray
     heatmap: np.ndarray
     label: int
-    file: Path
+    file: str
     record: int
 
 
@@ -101,7 +105,8 @@ def load(paths: Paths, *, skip_bad: bool = False) -> grain.MapDataset[Sample]:
             if skip_bad:
                 return None  # grain leaves it out
             raise
-        return Sample(_picture(image, np.float32), _human_maps(heatmap, (None,))[0], label, *records.place(index))
+        path, number = records.place(index)
+        return Sample(_picture(image, np.float32), _human_maps(heatmap, (None,))[0], label, str(path), number)
 
     return grain.MapDataset.source(range(len(records))).map(read)
 
@@ -132,7 +137,8 @@ def evaluate(
     name: what reports call the model; its class unless given.
 
     Raises ValueError (unknown method or protocol, batch size that the devices cannot share), FileNotFoundError,
-    RecordError (naming file and record), ResultsError (`out` holds another run's results, or damaged ones).
+    RecordError (naming file and record), OSError (`out` cannot be written), ResultsError (it holds another run's
+    results, or damaged ones, or a run is at work there).
     """
     (result,) = evaluate_protocols(
         model,
@@ -166,6 +172,8 @@ def evaluate_protocols(
     for protocol in protocols:
         if protocol not in PROTOCOLS:
             raise ValueError(f"protocol (={protocol!r}) must be 'aligned' or 'published'")
+    if out is not None:
+        check_writable(Path(out))
     transform = model.transform if transform is None else transform
     name = type(model).__name__ if name is None else name
     records = Records(paths, skip_bad=skip_bad)
@@ -179,32 +187,36 @@ def evaluate_protocols(
         "batch_size": batch_size,
         "skip_bad": skip_bad,
     }
+    classes = _classes(model, transform)
     runner = Runner(
         _scores(model, method),
         nnx.state(model),
-        _reader(records, transform, protocols, skip_bad),
+        _reader(records, transform, protocols, skip_bad, classes),
+        _nothing(transform, protocols),
         len(records),
         batch_size=batch_size,
         progress=progress,
     )
     data = [{"file": s.name, "bytes": s.size, "records": len(s.offsets)} for s in records.shards]
-    folder = None if out is None else ResultsFolder(out, {"arguments": arguments, "data": data} | runner.identity())
-    scores = runner.run(folder)
-    unread = [f"{path}, record {number}" for path, number in map(records.place, np.flatnonzero(scores["bad"]).tolist())]
-    results = tuple(
-        Result(
-            name=name,
-            method=method,
-            protocol=protocol,
-            per_image=per_image,
-            skipped=int((~np.isfinite(per_image) & ~scores["bad"]).sum()),
-            bad_records=(*unread, *records.damage),
-            seconds=runner.seconds,
+    identity = {"arguments": arguments, "data": data} | runner.identity()
+    with nullcontext() if out is None else ResultsFolder(out, identity) as folder:
+        scores = runner.run(folder)
+        bad = scores["absent"]
+        unread = [_what_is_wrong(records, index, classes) for index in np.flatnonzero(bad).tolist()]
+        results = tuple(
+            Result(
+                name=name,
+                method=method,
+                protocol=protocol,
+                per_image=np.where(bad, np.float32(np.nan), per_image),
+                skipped=int((~np.isfinite(per_image) & ~bad).sum()),
+                bad_records=(*unread, *records.damage),
+                seconds=runner.seconds,
+            )
+            for protocol, per_image in zip(protocols, scores["spearman"].T, strict=True)
         )
-        for protocol, per_image in zip(protocols, scores["spearman"].T, strict=True)
-    )
-    if folder is not None:
-        folder.finish({"results": {result.protocol: _summary(result) for result in results}})
+        if folder is not None:
+            folder.finish({"results": {result.protocol: _summary(result) for result in results}})
     return results
 
 
@@ -214,50 +226,83 @@ def _scores(model: Backbone, method: str) -> Callable[[nnx.State, dict[str, Arra
     def scores(state: nnx.State, batch: dict[str, Array]) -> dict[str, Array]:
         maps = study_maps(nnx.merge(graph, state), batch["image"], batch["label"], method=method, size=SIZE)
         by_protocol = jax.vmap(spearman, in_axes=(None, 0))
-        rho = jax.vmap(by_protocol)(maps, batch["heatmaps"])
-        return {"spearman": jnp.where(batch["bad"][:, None], jnp.nan, rho), "bad": batch["bad"]}
+        return {"spearman": jax.vmap(by_protocol)(maps, batch["heatmaps"])}
 
     return scores
 
 
-def _reader(
-    records: Records, transform: Transform, protocols: Sequence[Protocol], skip_bad: bool
-) -> Callable[[int], dict[str, np.ndarray]]:
-    fields = tuple(transform if protocol == "aligned" else None for protocol in protocols)
-    nothing = (np.zeros((SIZE, SIZE, 3), np.uint8), np.zeros((SIZE, SIZE), np.uint8), 0)
+def _classes(model: Backbone, transform: Transform) -> int:
+    """How many classes the model tells apart."""
+    images = jax.ShapeDtypeStruct((1, transform.crop, transform.crop, 3), np.float32)
+    return jax.eval_shape(lambda model, x: model.head(model.features(x)), model, images).shape[-1]
 
-    def read(index: int) -> dict[str, np.ndarray]:
-        bad = False
+
+def _nothing(transform: Transform, protocols: Sequence[Protocol]) -> dict[str, np.ndarray]:
+    """What `_reader` reads, of zeros."""
+    return {
+        "image": np.zeros((transform.crop, transform.crop, 3), np.float32),
+        "heatmaps": np.zeros((len(protocols), SIZE, SIZE), np.float32),
+        "label": np.zeros((), np.int32),
+    }
+
+
+def _reader(
+    records: Records, transform: Transform, protocols: Sequence[Protocol], skip_bad: bool, classes: int | None = None
+) -> Callable[[int], dict[str, np.ndarray] | None]:
+    fields = tuple(transform if protocol == "aligned" else None for protocol in protocols)
+
+    def read(index: int) -> dict[str, np.ndarray] | None:
         try:
-            image, heatmap, label = _decode(records, index)
+            image, heatmap, label = _decode(records, index, classes)
         except RecordError:
             if not skip_bad:
                 raise
-            bad, (image, heatmap, label) = True, nothing
+            return None
         return {
             "image": transform(Image.fromarray(_picture(image, np.uint8))),  # truncated, as the study did
             "heatmaps": _human_maps(heatmap, fields),
             "label": np.asarray(label, np.int32),
-            "bad": np.asarray(bad),
         }
 
     return read
 
 
-def _decode(records: Records, index: int) -> tuple[np.ndarray, np.ndarray, int]:
-    """One record as stored: image (H, W, 3) and heatmap (h, w), both uint8, and label."""
+def _decode(records: Records, index: int, classes: int | None = None) -> tuple[np.ndarray, np.ndarray, int]:
+    """One record as stored: image (H, W, 3) and heatmap (h, w), both uint8, and label, of so many classes if given."""
+    data, (path, number) = records[index], records.place(index)
     try:
-        features = tf_example_pb2.Example.FromString(records[index]).features.feature
-        label = int(features["label"].int64_list.value[0])
-        # libjpeg's fast integer transform, as TensorFlow decodes by default
-        image = simplejpeg.decode_jpeg(features["image"].bytes_list.value[0], "RGB", fastdct=True)
-        heatmap = simplejpeg.decode_jpeg(features["heatmap"].bytes_list.value[0], "GRAY", fastdct=True)[..., 0]
-    except (DecodeError, IndexError, ValueError) as error:
-        if isinstance(error, RecordError):
-            raise
-        path, number = records.place(index)
+        features = tf_example_pb2.Example.FromString(data).features.feature
+        label = int(_first(features["label"].int64_list.value, "label"))
+        image, heatmap = (_first(features[name].bytes_list.value, name) for name in ("image", "heatmap"))
+        stored = _pixels(image, "image", "RGB"), _pixels(heatmap, "heatmap", "GRAY")[..., 0], label
+    except (DecodeError, ValueError) as error:
         raise RecordError(f"{path}, record {number}: not a ClickMe example ({error})") from error
-    return image, heatmap, label
+    if classes is not None and not 0 <= label < classes:
+        raise RecordError(f"{path}, record {number}: label {label}, but the model has classes 0 to {classes - 1}")
+    return stored
+
+
+def _what_is_wrong(records: Records, index: int, classes: int) -> str:
+    try:
+        _decode(records, index, classes)
+    except RecordError as error:
+        return str(error)
+    path, number = records.place(index)
+    return f"{path}, record {number}: could not be read"
+
+
+def _first(values: Sequence[T], name: str) -> T:
+    if not values:
+        raise ValueError(f"it has no {name}")
+    return values[0]
+
+
+def _pixels(jpeg: bytes, name: str, colours: str) -> np.ndarray:
+    """A JPEG by libjpeg's fast integer transform, as TensorFlow decodes by default: (H, W, channels) uint8."""
+    height, width, *_ = simplejpeg.decode_jpeg_header(jpeg)
+    if height * width > _MOST_PIXELS:
+        raise ValueError(f"its {name} claims {width} x {height} pixels, expected {_MOST_PIXELS} at most")
+    return simplejpeg.decode_jpeg(jpeg, colours, fastdct=True)
 
 
 def _picture(image: np.ndarray, dtype: type[np.generic]) -> np.ndarray:

@@ -13,6 +13,7 @@ from PIL import Image
 from dcls_jax.cam import show_maps
 from dcls_jax.cam.maps import normalise
 from dcls_jax.eval import clickme
+from dcls_jax.eval.results import check_writable, write_bytes
 from dcls_jax.eval.study import STUDY, study_maps
 from dcls_jax.layers import DclsConfig
 from dcls_jax.models import Backbone, create_model, preprocess
@@ -43,6 +44,7 @@ def run(out: Path, *, pictures: int = 2) -> list[clickme.Result]:
 
     out: the folder for a results folder per evaluation and `maps.png`; a killed run goes on where it stopped.
     """
+    check_writable(out)
     models = sample_models()
     results = [
         clickme.evaluate(model, SAMPLE, method=method, out=out / f"{name}-{method}", name=name)
@@ -64,7 +66,8 @@ def draw(path: Path, models: dict[str, Backbone], pictures: int) -> None:
     for name, model in models.items():
         of_model = _maps(model, preprocess(images, model), labels)
         maps |= {f"{name}\n{method}": of_method for method, of_method in of_model.items()}
-    show_maps([np.asarray(frame(image)) for image in images], maps).save(path)
+    grid = show_maps([np.asarray(frame(image)) for image in images], maps)
+    write_bytes(path, grid.png())
 
 
 @jax.jit

@@ -3,34 +3,35 @@
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
 import jax
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from jax import Array
+from PIL import Image
 
-from dcls_jax.cam import METHODS, DeadMapWarning, Grid, eigen_smooth, explain_all, options_of, show_maps
+from dcls_jax.cam import METHODS, DeadMapWarning, eigen_smooth, explain_all, options_of, show_maps
 from dcls_jax.cam.maps import Combine
 from dcls_jax.cam.styles import Style, check_style
-from dcls_jax.eval.results import write_file, write_json
-from dcls_jax.models import Backbone, imagenet_classes, preprocess
-from dcls_jax.models.transform import upright
+from dcls_jax.eval.results import check_writable, write_bytes, write_file, write_json
+from dcls_jax.models import Backbone, imagenet_classes
+from dcls_jax.models.transform import opened, upright
 
 PAGE = 20  # rows of a grid
+_GROUP = 16  # pictures at a time
 
 
 def open_picture(path: Path) -> Image.Image:
     """A picture as RGB, upright. Raises ValueError naming a file that is none."""
     try:
-        with Image.open(path) as picture:
-            picture.load()
-            return upright(picture)
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} is not a picture that can be read ({error})") from error
+        return upright(opened(path))
+    except OSError as error:
+        raise ValueError(str(error)) from error
 
 
 def explain_pictures(
@@ -59,9 +60,11 @@ def explain_pictures(
     several layers. eigen: the principal component of the channels' contributions instead of their sum, for methods that
     have it. style, alpha, colormap: as for `show_maps`. details: more about the model, for the manifest.
     Returns the manifest, whose rows name their files in overlays/ by column.
-    Raises ValueError for pictures, methods, layers, classes and styles that do not fit, before anything is written.
+    Raises ValueError for pictures, methods, layers, classes and styles that do not fit, before anything is written, and
+    OSError where `out` cannot be.
     """
     check_style(style, alpha, colormap)
+    check_writable(out)
     unknown = [method for method in methods if method not in METHODS]
     if unknown or not methods:
         raise ValueError(
@@ -69,27 +72,15 @@ def explain_pictures(
         )
     if eigen and (lacking := [method for method in methods if "reduce" not in options_of(method)]):
         raise ValueError(f"methods hold {', '.join(map(repr, lacking))}, which have no eigen smoothing")
-    pictures = [open_picture(path) for path in paths]
-    images = preprocess(pictures, model)
-    probabilities = np.asarray(jax.nn.softmax(jax.jit(lambda m, x: m(x))(model, images)))
+    seen = [np.asarray(model.transform.framed(open_picture(path))) for path in paths]  # and no more of them is kept
+    probabilities = np.concatenate([*_by_groups(_predictions(model), seen)])
     classes = _classes(probabilities, target, top_k)
-    count = classes.shape[1]
-    images, labels = np.repeat(images, count, axis=0), classes.ravel()
-    seen = [np.asarray(model.transform.framed(picture)) for picture in pictures for _ in range(count)]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeadMapWarning)  # the manifest and the grid say it
-        asked = _explanations(methods, layers, combine, augment, eigen)
-        made = explain_all(model, images, labels, asked, chunk=16)
-    raw = {column: np.asarray(maps) for column, maps in made.items()}
-    rows = _described(paths, probabilities, classes, raw)
-    grid = show_maps(
-        seen,
-        {key.replace("@", "\n"): maps for key, maps in raw.items()},
-        style=style,
-        alpha=alpha,
-        colormap=colormap,
-        row_titles=[_title(row) for row in rows],
-    )
+    seen = [picture for picture in seen for _ in range(classes.shape[1])]
+    asked = _explanations(methods, layers, combine, augment, eigen)
+    parts = _by_groups(_explainer(model, asked), seen, classes.ravel())
+    rows = _described(paths, probabilities, classes, list(asked))
+    look: dict[str, Any] = {"style": style, "alpha": alpha, "colormap": colormap}
+    raw = _draw(_rows_of(parts), seen, rows, look, out)
     manifest = {
         "model": name,
         **(details or {}),
@@ -98,16 +89,84 @@ def explain_pictures(
         "combine": combine,
         "augment": augment,
         "eigen_smooth": eigen,
-        "style": style,
-        "alpha": alpha,
-        "colormap": colormap,
+        **look,
         "maps": {key: list(maps.shape) for key, maps in raw.items()},
         "pictures": rows,
     }
-    _draw(grid, [row["overlays"].values() for row in rows], out)
     write_file(out / "maps.npz", lambda file: np.savez(file, **cast(Any, raw)))
     write_json(out / "manifest.json", manifest)
     return manifest
+
+
+def _predictions(model: Backbone) -> Callable[[Sequence[np.ndarray]], Array]:
+    """From what the model sees to probabilities (B, classes)."""
+    forward = jax.jit(lambda model, images: jax.nn.softmax(model(images)))
+    return lambda seen: forward(model, _inputs(model, seen))
+
+
+def _explainer(
+    model: Backbone, asked: dict[str, dict[str, Any]]
+) -> Callable[[Sequence[np.ndarray], np.ndarray], dict[str, Array]]:
+    """From what the model sees, and labels, to maps by column."""
+
+    def explained(seen: Sequence[np.ndarray], labels: np.ndarray) -> dict[str, Array]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeadMapWarning)  # the manifest and the grid say it
+            return explain_all(model, _inputs(model, seen), labels, asked)
+
+    return explained
+
+
+def _inputs(model: Backbone, seen: Sequence[np.ndarray]) -> np.ndarray:
+    normalise = replace(model.transform, resize=model.transform.crop)
+    return np.stack([normalise(Image.fromarray(picture)) for picture in seen])
+
+
+def _by_groups(function: Callable[..., Any], *arguments: Sequence[Any] | np.ndarray) -> Iterator[Any]:
+    """What a function makes of the rows of its arguments, so many at a time that it is compiled once."""
+    count = len(arguments[0])
+    size = min(_GROUP, count)
+    for start in range(0, count, size):
+        first = min(start, count - size)  # the last group is filled up with rows before it
+        made = function(*(rows[first : first + size] for rows in arguments))
+        yield jax.tree.map(lambda array, done=start - first: np.asarray(array)[done:], made)
+
+
+def _rows_of(parts: Iterable[dict[str, np.ndarray]]) -> Iterator[dict[str, np.ndarray]]:
+    """The maps of each row, by column."""
+    for part in parts:
+        for maps in zip(*part.values(), strict=True):
+            yield dict(zip(part, maps, strict=True))
+
+
+def _draw(
+    maps: Iterator[dict[str, np.ndarray]],
+    seen: Sequence[np.ndarray],
+    rows: Sequence[dict[str, Any]],
+    look: dict[str, Any],
+    out: Path,
+) -> dict[str, np.ndarray]:
+    """Draw maps as they come, by pages of the grid, and say in `rows` which are dead; all of them, by column."""
+    kept: list[dict[str, np.ndarray]] = []
+    for first in range(0, len(rows), PAGE):
+        page = slice(first, first + PAGE)
+        kept += islice(maps, len(rows[page]))
+        raw = _columns_of(kept[page])
+        for row, of_row in zip(rows[page], kept[page], strict=True):
+            row["dead"] = [column for column, values in of_row.items() if not (values > 0).any()]
+        titles = [_title(row) for row in rows[page]]
+        named = {key.replace("@", "\n"): values for key, values in raw.items()}
+        grid = show_maps(seen[page], named, row_titles=titles, **look)
+        (out / "overlays").mkdir(parents=True, exist_ok=True)
+        write_bytes(out / (f"maps-{first // PAGE + 1}.png" if first else "maps.png"), grid.png())
+        for row, pictures in zip(rows[page], grid.rows, strict=True):
+            for name, picture in zip(row["overlays"].values(), pictures[1:], strict=True):
+                write_file(out / name, partial(Image.fromarray(picture).save, format="PNG"))
+    return _columns_of(kept)
+
+
+def _columns_of(rows: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {column: np.stack([row[column] for row in rows]) for column in rows[0]}
 
 
 def label(row: dict[str, Any]) -> str:
@@ -121,18 +180,17 @@ def _title(row: dict[str, Any]) -> str:
 
 
 def _described(
-    paths: Sequence[Path], probabilities: np.ndarray, classes: np.ndarray, raw: dict[str, np.ndarray]
+    paths: Sequence[Path], probabilities: np.ndarray, classes: np.ndarray, columns: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """The manifest's rows; "dead" are columns with nothing positive to show."""
+    """The manifest's rows; "dead", columns with nothing positive to show, is known once they are drawn."""
     names = imagenet_classes() if probabilities.shape[1] == len(imagenet_classes()) else None
     rows: list[dict[str, Any]] = []
     taken: Counter[str] = Counter()
     for path, p, chosen in zip(paths, probabilities, classes, strict=True):
         for number in chosen:
             row = {"file": str(path), "class": int(number)} | ({"name": names[number]} if names else {})
-            row["probability"] = float(p[number])
-            row["dead"] = [column for column, maps in raw.items() if not (maps[len(rows)] > 0).any()]
-            row["overlays"] = {column: f"overlays/{_file_name(row, column, taken)}" for column in raw}
+            row |= {"probability": float(p[number]), "dead": []}
+            row["overlays"] = {column: f"overlays/{_file_name(row, column, taken)}" for column in columns}
             rows.append(row)
     return rows
 
@@ -146,24 +204,14 @@ def _file_name(row: dict[str, Any], column: str, taken: Counter[str]) -> str:
     return f"{stem}-{number}.png" if number > 1 else f"{stem}.png"
 
 
-def _draw(grid: Grid, files: Sequence[Iterable[str]], out: Path) -> None:
-    """Write the grid, by pages, and each of its maps."""
-    (out / "overlays").mkdir(parents=True, exist_ok=True)
-    for first in range(0, len(grid.rows), PAGE):
-        shown = slice(first, first + PAGE)
-        page = replace(grid, rows=grid.rows[shown], row_titles=grid.row_titles[shown], notes=grid.notes[shown])
-        page.save(out / (f"maps-{first // PAGE + 1}.png" if first else "maps.png"))
-    for names, row in zip(files, grid.rows, strict=True):
-        for name, picture in zip(names, row[1:], strict=True):
-            write_file(out / name, partial(Image.fromarray(picture).save, format="PNG"))
-
-
 def _classes(probabilities: np.ndarray, target: int | None, top_k: int) -> np.ndarray:
     """The classes to explain in each picture: (pictures, count)."""
     pictures, known = probabilities.shape
     if target is not None:
         if top_k != 1:
             raise ValueError(f"target (={target}) and top_k (={top_k}) exclude each other")
+        if not 0 <= target < known:
+            raise ValueError(f"target is label {target}, but the model has classes 0 to {known - 1}")
         return np.full((pictures, 1), target)
     if not 1 <= top_k <= known:
         raise ValueError(f"top_k (={top_k}) must be from 1 to the model's {known} classes")

@@ -3,8 +3,10 @@
 import glob
 import os
 import re
+import stat
 import struct
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike
@@ -16,6 +18,7 @@ Paths = str | PathLike[str] | Sequence[str | PathLike[str]]
 
 _HEADER = struct.Struct("<QI")  # length of the data, masked checksum of the length's eight bytes
 _FOOTER = struct.Struct("<I")  # masked checksum of the data
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"\x78\x01": "zlib", b"\x78\x9c": "zlib", b"\x78\xda": "zlib"}  # by first bytes
 
 
 class RecordError(ValueError):
@@ -26,7 +29,8 @@ def find_shards(paths: Paths) -> list[Path]:
     """The record files that `paths` means: a file, a glob, a folder (its *.tfrecords), or a list of these.
 
     A list keeps its order; what a glob or folder finds is in natural order (val-2 before val-10).
-    Raises FileNotFoundError, naming the entry, where nothing is found.
+    Raises FileNotFoundError, naming the entry, where nothing is found, PermissionError, and ValueError for what is no
+    regular file: a pipe, say, which is not there to be read twice.
     """
     entries = [paths] if isinstance(paths, str | PathLike) else paths
     shards = [shard for entry in entries for shard in _expand(os.fspath(entry))]
@@ -36,13 +40,22 @@ def find_shards(paths: Paths) -> list[Path]:
 
 
 def _expand(entry: str) -> list[Path]:
-    if os.path.isfile(entry):
-        return [Path(entry)]
-    pattern = os.path.join(glob.escape(entry), "*.tfrecords") if os.path.isdir(entry) else entry
+    pattern = entry
+    with suppress(FileNotFoundError, NotADirectoryError):  # but not PermissionError, in which a glob sees nothing
+        if not stat.S_ISDIR(os.stat(entry).st_mode):
+            return [_regular(entry)]
+        os.listdir(entry)
+        pattern = os.path.join(glob.escape(entry), "*.tfrecords")
     found = sorted(glob.glob(pattern), key=_natural)
     if not found:
         raise FileNotFoundError(f"no record files at {pattern}")
-    return [Path(path) for path in found]
+    return [_regular(path) for path in found]
+
+
+def _regular(path: str) -> Path:
+    if not os.path.isfile(path):
+        raise ValueError(f"{path} is not a regular file, expected one of records")
+    return Path(path)
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
@@ -71,6 +84,10 @@ def index_shard(path: Path) -> Shard:
             file.seek(offset)
             header = file.read(_HEADER.size)
             damage = _header_damage(header, size - offset)
+            if damage and not offset and header[:2] in _COMPRESSED:
+                damage = (
+                    f"the file is compressed by {_COMPRESSED[header[:2]]}, expected plain records; uncompress it first"
+                )
             if damage is None:
                 offsets.append(offset)
                 offset += _HEADER.size + _HEADER.unpack(header)[0] + _FOOTER.size
@@ -121,8 +138,10 @@ class Records:
         shard, number = self._places[index]
         with shard.path.open("rb") as file:  # opened anew: any number of threads may read at once
             file.seek(shard.offsets[number])
-            length, _ = _HEADER.unpack(file.read(_HEADER.size))
-            data, footer = file.read(length), file.read(_FOOTER.size)
+            header = file.read(_HEADER.size)
+            if damage := _header_damage(header, shard.size - shard.offsets[number]):  # since the file was indexed
+                raise RecordError(f"{shard.path}, record {number}: {damage}")
+            data, footer = file.read(_HEADER.unpack(header)[0]), file.read(_FOOTER.size)
         if len(footer) < _FOOTER.size or _masked_crc(data) != _FOOTER.unpack(footer)[0]:
             raise RecordError(f"{shard.path}, record {number}: the checksum of the record's data is wrong")
         return data

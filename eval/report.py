@@ -5,8 +5,10 @@ from collections.abc import Sequence
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from dcls_jax.eval.clickme import Result
+from dcls_jax.eval.results import shortened
 
 
 def alignment_table(results: Sequence[Result]) -> Table:
@@ -19,7 +21,7 @@ def alignment_table(results: Sequence[Result]) -> Table:
     for column in ("alignment", "Spearman", "images", "skipped", "bad"):
         table.add_column(column, justify="right")
     for r in results:
-        names = (r.name, r.method) if shared else (r.name, r.method, r.protocol)
+        names = (Text(r.name), r.method) if shared else (Text(r.name), r.method, r.protocol)  # no markup
         scores = f"{r.alignment:.4f}", f"{r.mean_spearman:.4f}"
         table.add_row(*names, *scores, *map(str, (r.images, r.skipped, len(r.bad_records))))
     if any(r.skipped for r in results):
@@ -28,8 +30,8 @@ def alignment_table(results: Sequence[Result]) -> Table:
 
 
 def print_results(results: Sequence[Result], console: Console | None = None) -> None:
-    """Print the table of results, and below it each record that could not be read."""
+    """Print the table of results, and below it the first ten records that could not be read, and how many more."""
     console = Console() if console is None else console
     console.print(alignment_table(results))
-    for line in dict.fromkeys(line for r in results for line in r.bad_records):
-        console.print(f"bad: {line}", style="red", markup=False, highlight=False)
+    for line in shortened([*dict.fromkeys(line for r in results for line in r.bad_records)]):
+        console.print(f"bad: {line}", style="red", markup=False, highlight=False, soft_wrap=True)

@@ -1,59 +1,82 @@
 """A folder of results that a killed run leaves usable and a rerun completes.
 
-`run.json` says what is computed, `part-000000.npz` and so on hold one batch each, `summary.json` is written last. Files
-appear under their names only when complete; a half-written one keeps the ending `.tmp` and is written anew.
+`run.json` says what is computed, `part-000000.npz` and so on hold one batch each, `summary.json` is written last; by
+`lock` one run at a time holds the folder (`locks.py` says where). Files appear under their names only when complete; a
+half-written one, which only a killed run leaves, keeps the ending `.tmp` and is written anew.
 """
 
+import errno
 import json
 import os
-import time
+import shutil
+import tempfile
+import weakref
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, Self, cast
 
 import jax
 import numpy as np
 
+from dcls_jax.eval.hosts import together
+from dcls_jax.eval.locks import ResultsError, hold, now
+
 Arrays = dict[str, np.ndarray]
 
-
-class ResultsError(ValueError):
-    """The folder holds another run's results, or damaged ones; the message says which and what to do."""
+_SHOWN = 10  # lines of a list of what is wrong
+_TIMES = "started", "finished", "seconds"  # what may differ between two runs of one thing
 
 
 class ResultsFolder:
     """Results of the run that `identity` (JSON values) describes, in the folder `path`, made if it is not there.
 
-    Many processes may share the folder; process 0 writes what is not a part.
-    Raises ResultsError, naming the differences, if the folder holds the results of a run with another identity.
+    The processes of one job share the folder, and begin together; process 0 writes what is not a part, and holds the
+    folder against other jobs until it is closed.
+    Raises ResultsError, naming the differences, if the folder holds the results of a run with another identity, or
+    naming the run that is at work there; OSError where the folder cannot be written.
     """
 
     def __init__(self, path: str | PathLike[str], identity: dict[str, Any]) -> None:
         self.path = Path(path)
         self._identity = json.loads(json.dumps(identity))
-        self._computed = False
+        self.close: Callable[[], object] = lambda: None
+        try:
+            with together():
+                if jax.process_index() == 0:
+                    self._begin()
+            with together():
+                self._check_same(_read_json(self.path / "run.json"))
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _begin(self) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
+        self.close = weakref.finalize(self, os.close, hold(self.path))
         run = self.path / "run.json"
-        if run.exists():
-            self._check_same(_read_json(run))
-        elif any(self.path.glob("part-*.npz")):
-            raise ResultsError(f"{self.path} holds parts of a run without its run.json; choose another folder")
-        elif jax.process_index() == 0:
-            write_json(run, {"started": _now()} | self._identity)
+        if not run.exists():
+            if any(self.path.glob("part-*.npz")):
+                raise ResultsError(f"{self.path} holds parts of a run without its run.json; choose another folder")
+            write_json(run, {"started": now()} | self._identity)
 
     def _check_same(self, found: dict[str, Any]) -> None:
-        there, here = dict(_flat(found)), dict(_flat(self._identity))
-        there.pop("started", None)
+        there, here = _flat(found), _flat(self._identity)
         differences = [
-            f"  {key}: {there.get(key)!r} there, {here.get(key)!r} now"
+            f"  {key:.200}: {there.get(key)!r:.200} there, {here.get(key)!r:.200} now"
             for key in sorted(there.keys() | here.keys())
             if there.get(key) != here.get(key)
         ]
         if differences:
-            lines = "\n".join(differences)
+            lines = "\n".join(shortened(differences))
             raise ResultsError(f"{self.path} holds the results of another run; choose another folder.\n{lines}")
 
     def part(self, batch: int) -> Path:
@@ -66,7 +89,6 @@ class ResultsFolder:
 
     def save(self, batch: int, arrays: Arrays) -> None:
         """Keep the results of one batch."""
-        self._computed = True
         write_file(self.part(batch), lambda file: np.savez(file, **cast(Any, arrays)))
 
     def read(self, batch: int, length: int) -> Arrays:
@@ -82,36 +104,47 @@ class ResultsFolder:
         return arrays
 
     def finish(self, summary: dict[str, Any]) -> None:
-        """Write `summary.json`, unless it is there already and nothing new was computed."""
-        path = self.path / "summary.json"
-        if jax.process_index() == 0 and (self._computed or not path.exists()):
-            write_json(path, {"finished": _now()} | summary | self._identity)
+        """Write `summary.json`, unless one is there that says the same."""
+        if jax.process_index() != 0:
+            return
+        path, content = self.path / "summary.json", _without_nan(summary | self._identity)
+        try:
+            if _flat(_read_json(path)) == _flat(content):
+                return
+        except (OSError, ResultsError):
+            pass  # none, or one cut short
+        write_json(path, {"finished": now()} | content)
 
 
-def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict):
-        items = list(value.items())
-    elif isinstance(value, list):
-        items = list(enumerate(value))
+def _flat(content: dict[str, Any]) -> dict[str, Any]:
+    """What JSON values say, by the path of each, times apart."""
+    return {".".join(path): value for path, value in _leaves(content) if path[-1] not in _TIMES}
+
+
+def _leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    items: Any = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
+    if items is None:
+        yield path, value
     else:
-        yield key, value
-        return
-    for name, item in items:
-        yield from _flat(item, f"{key}.{name}" if key else str(name))
+        for name, item in items:
+            yield from _leaves(item, (*path, str(name)))
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("it holds no object")
+        _flat(content)  # nested less deep than the parser bears, it may still be too deep here
+    except (ValueError, RecursionError) as error:
         raise ResultsError(f"{path} cannot be read ({error}); choose another folder") from error
     return content
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write JSON values, NaN as null."""
+    """Write JSON values, NaN as null; what is not valid Unicode, as a file's name may be, as JSON's own escapes."""
     text = json.dumps(_without_nan(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    write_file(path, lambda file: file.write(text.encode()))
+    write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def _without_nan(value: Any) -> Any:
@@ -121,13 +154,38 @@ def _without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and value != value else value
 
 
+def check_writable(folder: Path, size: int = 4096) -> None:
+    """Raise OSError, naming it, for a folder that cannot be made or take so many bytes: known before long work."""
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there) as file:
+            file.write(bytes(4096))
+        if shutil.disk_usage(there).free < size:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(there)) from error
+
+
 def write_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Let `write` fill a file that appears under its name only when complete."""
+    """Let `write` fill a file that appears under its name only when complete; OSError names it, a full disk's too."""
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        write(file)
-    os.replace(temporary, path)
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+        os.replace(temporary, path)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
 
 
-def _now() -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S%z")
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file that appears under its name only when complete."""
+    write_file(path, lambda file: file.write(content))
+
+
+def shortened(lines: Sequence[str]) -> list[str]:
+    """The first ten lines, and how many more there are."""
+    more = len(lines) - _SHOWN
+    return [*lines[:_SHOWN], f"and {more} more"] if more > 0 else [*lines]

@@ -15,7 +15,6 @@ import grain
 import jax
 import numpy as np
 from jax import Array
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
@@ -23,6 +22,7 @@ from rich.text import Text
 
 import dcls_jax
 from dcls_jax.compilation import compiler_options
+from dcls_jax.eval.hosts import together
 from dcls_jax.eval.results import Arrays, ResultsFolder
 
 Step = Callable[[Any, dict[str, Array]], dict[str, Array]]
@@ -37,7 +37,7 @@ class Runner:
     step(state, batch) -> results: a pure function, arrays with a leading batch axis in and out; a record's result must
         not depend on the batch's other records, because each device gets its share and the last batch is padded.
     state: a pytree, weights for instance; copied to every device.
-    read(i) -> record i as a dict of arrays; called in threads.
+    read(i) -> record i as a dict of arrays like `example`, or None where it cannot be had; called in threads.
 
     Raises ValueError if there are no records or the host's devices cannot share `batch_size` evenly.
     """
@@ -46,7 +46,8 @@ class Runner:
         self,
         step: Step,
         state: Any,
-        read: Callable[[int], Arrays],
+        read: Callable[[int], Arrays | None],
+        example: Arrays,
         count: int,
         *,
         batch_size: int,
@@ -57,6 +58,7 @@ class Runner:
             raise ValueError(f"batch_size (={batch_size}) must be a multiple of this host's {len(devices)} devices")
         if count < 1:
             raise ValueError("there are no records to evaluate")
+        self._nothing = {key: np.zeros_like(value) for key, value in example.items()}
         self._read, self._count, self._batch_size, self._progress = read, count, batch_size, progress
         self.seconds = 0.0
 
@@ -72,7 +74,7 @@ class Runner:
     def _abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
         return {
             key: jax.ShapeDtypeStruct((self._batch_size, *value.shape), value.dtype, sharding=self._sharding)
-            for key, value in self._read(0).items()
+            for key, value in self._nothing.items()
         }
 
     def identity(self) -> dict[str, Any]:
@@ -91,6 +93,7 @@ class Runner:
     def run(self, folder: ResultsFolder | None = None) -> Arrays:
         """The results of all records, in data order; batches that `folder` has are not computed again.
 
+        "absent" (bool) are records that could not be had, whose results are zeros.
         Raises ValueError if there are several hosts and no folder for them to meet in.
         """
         hosts, host = jax.process_count(), jax.process_index()
@@ -100,15 +103,14 @@ class Runner:
         batches = range(-(-self._count // self._batch_size))
         pending = [b for b in batches[host::hosts] if folder is None or not folder.has(b)]
         results = {}
-        with _progress_of(sum(map(self._length, pending)), self._progress and host == 0) as advance:
+        shown = self._progress and host == 0
+        with together(), _progress_of(sum(map(self._length, pending)), shown) as advance:
             for batch, arrays in self._compute(pending):
                 if folder is None:
                     results[batch] = arrays
                 else:
                     folder.save(batch, arrays)
                 advance(self._length(batch))
-        if hosts > 1:
-            multihost_utils.sync_global_devices("dcls_jax.eval.runner")
         if folder is not None:
             results = {batch: folder.read(batch, self._length(batch)) for batch in batches}
         self.seconds = time.perf_counter() - start
@@ -122,24 +124,37 @@ class Runner:
         if not pending:
             return
         step, previous = self._lowered.compile(compiler_options=dict(compiler_options())), None
-        for batch, arrays in self._batches(pending):
-            running = batch, step(self._state, jax.device_put(arrays, self._sharding))
+        for batch, absent, arrays in self._batches(pending):
+            results = step(self._state, jax.device_put(arrays, self._sharding)) if arrays else self._no_results()
+            running = batch, absent, results
             if previous is not None:
                 yield self._fetch(*previous)
             previous = running
         assert previous is not None
         yield self._fetch(*previous)
 
-    def _fetch(self, batch: int, results: dict[str, Array]) -> tuple[int, Arrays]:
-        return batch, {key: np.asarray(value)[: self._length(batch)] for key, value in results.items()}
+    def _no_results(self) -> Arrays:
+        return {key: np.zeros(info.shape, info.dtype) for key, info in self._lowered.out_info.items()}
 
-    def _batches(self, pending: list[int]) -> Iterator[tuple[int, Arrays]]:
+    def _fetch(self, batch: int, absent: np.ndarray, results: dict[str, Array] | Arrays) -> tuple[int, Arrays]:
+        arrays = {key: np.array(value)[: len(absent)] for key, value in results.items()}
+        for array in arrays.values():
+            array[absent] = 0
+        return batch, arrays | {"absent": absent}
+
+    def _batches(self, pending: list[int]) -> Iterator[tuple[int, np.ndarray, Arrays | None]]:
+        """Batches, each with which of its records are absent; None if that is every one."""
         numbers = [b * self._batch_size + i for b in pending for i in range(self._length(b))]
         threads = grain.ReadOptions(num_threads=min(16, os.cpu_count() or 1), prefetch_buffer_size=2 * self._batch_size)
-        records = iter(grain.MapDataset.source(numbers).map(self._read).to_iter_dataset(threads))
+        read = grain.MapDataset.source(numbers).map(lambda i: (self._read(i),))  # of a bare None grain makes no element
+        records = iter(read.to_iter_dataset(threads))
         for batch in pending:
-            rows = list(islice(records, self._length(batch)))
-            yield batch, {key: _padded([row[key] for row in rows], self._batch_size) for key in rows[0]}
+            rows = [row for (row,) in islice(records, self._length(batch))]
+            yield batch, np.array([row is None for row in rows]), self._stacked(rows) if any(rows) else None
+
+    def _stacked(self, rows: list[Arrays | None]) -> Arrays:
+        filled = [self._nothing if row is None else row for row in rows]
+        return {key: _padded([row[key] for row in filled], self._batch_size) for key in self._nothing}
 
 
 def _padded(rows: list[np.ndarray], length: int) -> np.ndarray:

@@ -1,16 +1,19 @@
 """From a picture to a model's input, as the published evaluations do it: bicubic on 8 bits by Pillow, centre crop."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from os import PathLike
+from os import PathLike, fspath, stat
+from stat import S_ISREG
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 if TYPE_CHECKING:
     from dcls_jax.models.backbone import Backbone
 
+_LONG = 16  # times as long as wide: no longer resized whole
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -39,11 +42,23 @@ class Transform:
         width, height = (self.resize * side // min(image.size) for side in image.size)
         left, top = round((width - self.crop) / 2), round((height - self.crop) / 2)
         right, bottom = left + self.crop, top + self.crop
+        if max(image.size) > _LONG * min(image.size):
+            return self._framed_alone(image, (width, height), (left, top))
         start, stop, pixel = (number * image.width / width for number in (left, right, 1))
         # Of a square Pillow can resize the part alone, by the same weights to the bit if these are exact in its float32
         if image.width == image.height and left > 0 and all(map(_is_float32, (start, stop, pixel))):
             return image.resize((self.crop, self.crop), Image.Resampling.BICUBIC, (start, start, stop, stop))
         return image.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, right, bottom))
+
+    def _framed_alone(self, image: Image.Image, size: tuple[int, int], corner: tuple[int, int]) -> Image.Image:
+        """`framed` of a long picture, of which only the part that is kept is resized; equal to within a rounding."""
+        along = int(image.height > image.width)
+        pixel = image.size[along] / size[along]
+        box, new, rest = [0.0, 0.0, *image.size], [*size], [*corner]
+        box[along], box[along + 2] = corner[along] * pixel, (corner[along] + self.crop) * pixel
+        new[along], rest[along] = self.crop, 0
+        resized = image.resize((new[0], new[1]), Image.Resampling.BICUBIC, (box[0], box[1], box[2], box[3]))
+        return resized.crop((rest[0], rest[1], rest[0] + self.crop, rest[1] + self.crop))
 
 
 def upright(image: Image.Image) -> Image.Image:
@@ -76,6 +91,25 @@ def _is_float32(number: float) -> bool:
     return float(np.float32(number)) == number
 
 
+def opened(path: str | PathLike[str]) -> Image.Image:
+    """A picture's file, read whole. Raises OSError, naming it, for what is missing, no regular file or no picture."""
+    name = fspath(path)
+    try:
+        if not S_ISREG(stat(name).st_mode):
+            raise ValueError("not a regular file")
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore", Image.DecompressionBombWarning
+            )  # from twice as many pixels on it is an error
+            with Image.open(name) as picture:
+                picture.load()
+                return picture
+    except (FileNotFoundError, PermissionError):
+        raise
+    except Exception as error:  # of many kinds, for what is one thing to the user
+        raise UnidentifiedImageError(f"{name} is not a picture that can be read ({error})") from error
+
+
 Picture = Image.Image | np.ndarray | str | PathLike[str]
 
 
@@ -94,9 +128,7 @@ def preprocess(images: Picture | Sequence[Picture], model: "Backbone") -> np.nda
 
 def _opened(picture: Picture) -> Image.Image:
     if isinstance(picture, str | PathLike):
-        with Image.open(picture) as opened:
-            opened.load()
-            return opened
+        return opened(picture)
     if isinstance(picture, np.ndarray):
         if picture.dtype != np.uint8 or picture.ndim not in (2, 3) or picture.shape[2:] not in ((), (1,), (3,), (4,)):
             found = f"shape {picture.shape} and dtype {picture.dtype}"

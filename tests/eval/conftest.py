@@ -1,9 +1,10 @@
 """Records that the tests of eval/ share."""
 
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,15 @@ import tiny
 
 from dcls_jax.eval import clickme
 from dcls_jax.eval.records import write_records
+
+
+@pytest.fixture(autouse=True)
+def signals() -> Iterator[None]:
+    """A command that a test runs in this process does not keep its signals."""
+    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in kept.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,13 @@
 """Maps of a user's own pictures: what is opened, said and written."""
 
+import errno
 import json
+import os
 import re
+import weakref
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -11,7 +15,7 @@ import pytest
 from PIL import ExifTags, Image
 
 from dcls_jax.cam.pytree import pytree
-from dcls_jax.eval import pictures
+from dcls_jax.eval import pictures, results
 from dcls_jax.models import Transform
 
 
@@ -75,6 +79,20 @@ def test_what_is_no_picture_is_named(tmp_path):
             pictures.open_picture(tmp_path / name)
 
 
+def test_a_pipe_is_no_picture(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(ValueError, match=r"pipe\.png is not a picture that can be read \(not a regular file\)"):
+        pictures.open_picture(tmp_path / "pipe.png")
+
+
+def test_a_picture_that_claims_too_many_pixels_is_named(tmp_path, picture, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 399)
+    pictures.open_picture(picture)  # of 400: Pillow warns
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 199)
+    with pytest.raises(ValueError, match=r"noise\.png is not a picture that can be read \(Image size \(400 pixels\)"):
+        pictures.open_picture(picture)
+
+
 def test_a_thousand_classes_have_names(tmp_path, picture):
     manifest = explain([picture], tmp_path / "out", 1000, 281, top_k=2)
     assert [(row["class"], row["name"]) for row in manifest["pictures"]] == [(281, "tabby"), (282, "tiger cat")]
@@ -119,7 +137,15 @@ def test_each_map_is_a_picture_of_its_own(tmp_path, picture):
 
 
 @pytest.mark.parametrize(
-    "name", ["price $5 and $6.png", "a_{b}^c.png", "line\nbreak\x1b.png", "写真.png", "y" * 200 + ".png"]
+    "name",
+    [
+        "price $5 and $6.png",
+        "a_{b}^c.png",
+        "line\nbreak\x1b.png",
+        "写真.png",
+        "y" * 200 + ".png",
+        os.fsdecode(b"[red]\xff.png"),
+    ],
 )
 @pytest.mark.filterwarnings("ignore:Glyph")
 def test_pictures_of_any_name_are_explained(tmp_path, picture, name):
@@ -128,6 +154,74 @@ def test_pictures_of_any_name_are_explained(tmp_path, picture, name):
     (file,) = (out / "overlays").iterdir()
     assert f"overlays/{file.name}" == row["overlays"]["grad_cam"]
     assert re.fullmatch(r"[\w.+-]{1,100}", file.name)
+    assert json.loads((out / "manifest.json").read_text())["pictures"] == [row]
+
+
+def test_of_a_picture_is_kept_what_the_model_sees(tmp_path, picture, monkeypatch):
+    files = []
+
+    def opened(path):
+        assert all(file() is None for file in files)
+        files.append(weakref.ref(image := open_picture(path)))
+        return image
+
+    open_picture = pictures.open_picture
+    monkeypatch.setattr(pictures, "open_picture", opened)
+    monkeypatch.setattr(pictures, "show_maps", drawn)
+    explain([picture] * 5, tmp_path / "out")
+    assert len(files) == 5
+
+
+def drawn(seen, maps, **_):
+    """In place of a grid, of which the drawing takes a second."""
+    return SimpleNamespace(png=lambda: b"", rows=[[image] * (1 + len(maps)) for image in seen])
+
+
+def test_pictures_are_explained_a_few_at_a_time_as_all_at_once(tmp_path, monkeypatch):
+    for number in range(7):
+        pixels = np.random.default_rng(number).integers(100, 256, (20, 20, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+    monkeypatch.setattr(pictures, "show_maps", drawn)
+    paths, sizes = sorted(tmp_path.glob("*.png")), []
+    options = {"top_k": 3, "methods": ["grad_cam", "hires_cam"]}
+    whole = explain(paths, tmp_path / "whole", **options)
+    explain_all = pictures.explain_all
+    monkeypatch.setattr(pictures, "_GROUP", 4)
+    monkeypatch.setattr(
+        pictures, "explain_all", lambda model, images, *a: sizes.append(len(images)) or explain_all(model, images, *a)
+    )
+    parts = explain(paths, tmp_path / "parts", **options)
+    assert sizes == [4] * 6  # of 21 rows
+    assert [row | {"probability": 0} for row in parts["pictures"]] == [
+        row | {"probability": 0} for row in whole["pictures"]
+    ]
+    for column, maps in np.load(tmp_path / "whole" / "maps.npz").items():
+        np.testing.assert_allclose(np.load(tmp_path / "parts" / "maps.npz")[column], maps, rtol=1e-5)
+
+
+def test_nothing_is_written_where_one_of_many_pictures_is_none(tmp_path, picture):
+    (tmp_path / "text.png").write_text("no picture")
+    with pytest.raises(ValueError, match=r"text\.png is not a picture"):
+        explain([picture] * 40 + [tmp_path / "text.png"], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("out", ["file", "file/maps"])
+def test_a_folder_that_cannot_be_made_is_named_before_any_work(tmp_path, monkeypatch, out):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(pictures, "open_picture", lambda _: pytest.fail("a picture was opened"))
+    with pytest.raises(OSError, match=r"/file'$"):
+        explain([tmp_path / "missing.png"], tmp_path / out)
+
+
+def test_a_disk_that_is_full_leaves_no_half_picture(tmp_path, picture, monkeypatch):
+    def full(grid):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(pictures, "write_file", lambda path, write: results.write_file(path, full))
+    with pytest.raises(OSError, match=r"No space left on device: '.*/overlays/noise-1-grad_cam\.png'"):
+        explain([picture], tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").rglob("*")) == ["maps.png", "overlays"]
 
 
 def test_many_rows_are_drawn_by_pages(tmp_path, picture, monkeypatch):

@@ -1,10 +1,12 @@
 """TFRecord files, whole and damaged."""
 
+import errno
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from dcls_jax.eval import records
 from dcls_jax.eval.records import RecordError, Records, find_shards, write_records
 
 CONTENT = [b"first", b"", b"third record"]
@@ -69,6 +71,17 @@ def test_paths(tmp_path: Path) -> None:
     assert find_shards(tmp_path) == find_shards(str(tmp_path / "val-*")) == natural
     assert find_shards(natural[::-1]) == natural[::-1]
     assert find_shards(natural[1]) == natural[1:]
+
+
+def test_a_folder_that_must_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(path: str) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", path)
+
+    for function in ("listdir", "stat"):
+        with monkeypatch.context() as patch:
+            patch.setattr(records.os, function, denied)
+            with pytest.raises(PermissionError, match=tmp_path.name):
+                Records(tmp_path)
 
 
 def test_nothing_found(tmp_path: Path) -> None:

@@ -28,3 +28,13 @@ def test_table_shows_results_side_by_side() -> None:
 def test_progress_without_a_terminal_is_lines(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tiny.evaluate(shards, progress=True)
     assert capsys.readouterr().err.startswith("20/20 records, ")
+
+
+def test_of_many_bad_records_ten_are_named_and_the_others_counted() -> None:
+    console = Console(file=io.StringIO(), width=80)
+    scores = np.array([0.2], np.float32)
+    bad = tuple(f"{'long/' * 30}val-0.tfrecords, record {i}: [red]" for i in range(12))
+    print_results([Result("[bold]", "grad_cam", "aligned", scores, 0, bad, 1.0)] * 2, console)
+    assert "[bold]" in console.file.getvalue()  # type: ignore[attr-defined]
+    lines = console.file.getvalue().splitlines()[-11:]  # type: ignore[attr-defined]
+    assert lines == [*(f"bad: {line}" for line in bad[:10]), "bad: and 2 more"]

@@ -1,25 +1,32 @@
 """The results folder: what it accepts, refuses and reports."""
 
+import errno
 import json
+import os
+import re
+import socket
+import subprocess
+import sys
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
 import tiny
 
-from dcls_jax.eval.results import ResultsError, ResultsFolder
+from dcls_jax.eval.results import ResultsError, ResultsFolder, check_writable, write_file, write_json
 
 IDENTITY = {"arguments": {"method": "grad_cam", "sizes": (1, 2)}, "weights": "abc"}
 
 
 def test_parts_and_summary(tmp_path: Path) -> None:
-    folder = ResultsFolder(tmp_path / "new" / "run", IDENTITY)
-    assert not folder.has(0)
-    folder.save(0, {"score": np.array([1.0, np.nan], np.float32)})
-    again = ResultsFolder(folder.path, IDENTITY)
-    assert again.has(0)
-    np.testing.assert_array_equal(again.read(0, 2)["score"], np.array([1.0, np.nan], np.float32))
-    folder.finish({"alignment": float("nan")})
+    with ResultsFolder(tmp_path / "new" / "run", IDENTITY) as folder:
+        assert not folder.has(0)
+        folder.save(0, {"score": np.array([1.0, np.nan], np.float32)})
+    with ResultsFolder(folder.path, IDENTITY) as again:
+        assert again.has(0)
+        np.testing.assert_array_equal(again.read(0, 2)["score"], np.array([1.0, np.nan], np.float32))
+        again.finish({"alignment": float("nan")})
     summary = json.loads((folder.path / "summary.json").read_text())
     assert summary["alignment"] is None
     assert summary["arguments"]["method"] == "grad_cam"
@@ -31,6 +38,87 @@ def test_another_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ResultsError, match=r"arguments\.method: 'grad_cam' there, 'threshold_grad_cam' now") as error:
         ResultsFolder(tmp_path, other)
     assert "weights" not in str(error.value)
+
+
+def test_of_many_differences_ten_are_named_and_the_others_counted(tmp_path: Path) -> None:
+    ResultsFolder(tmp_path, {"data": [{"file": "x" * 1000}] * 100})
+    with pytest.raises(ResultsError, match="and 90 more") as error:
+        ResultsFolder(tmp_path, {"data": []})
+    lines = str(error.value).splitlines()
+    assert len(lines) == 12
+    assert max(map(len, lines[1:])) < 300
+
+
+@pytest.mark.parametrize("content", ['{"a": 1', "[1]", "\xff", '{"a":' * 100_000])
+def test_a_run_that_cannot_be_read_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "run.json").write_text(content, encoding="latin-1")
+    with pytest.raises(ResultsError, match=r"run\.json cannot be read .*; choose another folder") as error:
+        ResultsFolder(tmp_path, IDENTITY)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("damaged", ["", '{"finished": "', "[]", '{"alignment": 0.25}'])
+def test_a_summary_cut_short_is_written_anew(tmp_path: Path, damaged: str) -> None:
+    path = tmp_path / "summary.json"
+    with ResultsFolder(tmp_path, IDENTITY) as folder:
+        folder.finish({"alignment": 0.5, "seconds": 1.0})
+        whole = path.read_text()
+        path.write_text(damaged)
+        folder.finish({"alignment": 0.5, "seconds": 1.0})
+        assert json.loads(path.read_text()).keys() == json.loads(whole).keys()
+        written = path.stat().st_mtime_ns
+        folder.finish({"alignment": 0.5, "seconds": 2.0})
+        assert path.stat().st_mtime_ns == written
+
+
+HOLDING = """
+import sys, time
+from pathlib import Path
+from dcls_jax.eval.locks import hold
+
+hold(Path(sys.argv[1]))
+print("held", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no locks there")
+def test_a_folder_is_one_runs_until_it_ends_however(tmp_path: Path) -> None:
+    other = subprocess.Popen([sys.executable, "-c", HOLDING, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    with other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        holder = rf"is in use by process {other.pid} on {re.escape(socket.gethostname())} since \d{{4}}-\d\d-\d\d "
+        with pytest.raises(ResultsError, match=holder):
+            ResultsFolder(tmp_path, IDENTITY)
+        assert [path.name for path in tmp_path.iterdir()] == ["lock"]
+        other.kill()
+    with ResultsFolder(tmp_path, IDENTITY), pytest.raises(ResultsError, match=f"process {os.getpid()} "):
+        ResultsFolder(tmp_path, IDENTITY)
+    ResultsFolder(tmp_path, IDENTITY).close()
+
+
+def test_what_cannot_be_written_leaves_nothing_and_names_the_file(tmp_path: Path) -> None:
+    def full(file: BinaryIO) -> None:
+        file.write(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(OSError, match=r"No space left on device: '.*part\.npz'"):
+        write_file(tmp_path / "part.npz", full)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_without_enough_space_is_named(tmp_path: Path) -> None:
+    check_writable(tmp_path / "new" / "folder")
+    with pytest.raises(OSError, match=rf"No space left on device: '{tmp_path}'"):
+        check_writable(tmp_path / "new" / "folder", 10**18)
+    assert not list(tmp_path.iterdir())
+
+
+def test_names_that_are_no_unicode_are_kept_in_json(tmp_path: Path) -> None:
+    name = os.fsdecode(b"photo\xff \x1b.png")
+    write_json(tmp_path / "manifest.json", {"file": name})
+    assert json.loads((tmp_path / "manifest.json").read_text()) == {"file": name}
 
 
 def test_parts_without_their_run_are_refused(tmp_path: Path) -> None:

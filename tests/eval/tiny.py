@@ -28,9 +28,14 @@ class Tiny(nnx.Module):
     transform = Transform(resize=256, crop=224)
 
     def __init__(self, seed: int = 0) -> None:
-        rngs = nnx.Rngs(seed)
-        self.patches = nnx.Linear(3 * 16, 8, rngs=rngs)
-        self.classifier = nnx.Linear(8, 10, rngs=rngs)
+        rng, rngs = np.random.default_rng(seed), nnx.Rngs(seed)
+
+        def normal(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype, *_: object) -> jax.Array:
+            """NumPy's numbers: those of jax.random may differ in a bit with the options a test is compiled with."""
+            return jnp.asarray(rng.standard_normal(shape) / np.sqrt(shape[0]), dtype)
+
+        self.patches = nnx.Linear(3 * 16, 8, kernel_init=normal, rngs=rngs)
+        self.classifier = nnx.Linear(8, 10, kernel_init=normal, rngs=rngs)
 
     def features(self, images: jax.Array) -> jax.Array:
         cells = images.reshape(-1, 7, 4, 8, 7, 4, 8, 3).mean((3, 6))
@@ -46,18 +51,20 @@ def jpeg(pixels: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def example(seed: int, *, constant_heatmap: bool = False) -> bytes:
-    """One record: a coarse random picture and heatmap, 256 x 256, label below 10."""
+def example(seed: int, *, constant_heatmap: bool = False, **features: bytes | int | None) -> bytes:
+    """One record: a coarse random picture and heatmap, 256 x 256, label below 10; features: others, None to lack it."""
     rng = np.random.default_rng(seed)
     image, heatmap = (
         np.asarray(Image.fromarray(rng.integers(0, 256, shape, np.uint8)).resize((256, 256)))
         for shape in ((8, 8, 3), (8, 8))
     )
+    drawn = {"image": jpeg(image), "heatmap": jpeg(heatmap * (not constant_heatmap)), "label": seed % 10}
     message = tf_example_pb2.Example()
-    feature = message.features.feature
-    feature["image"].bytes_list.value.append(jpeg(image))
-    feature["heatmap"].bytes_list.value.append(jpeg(np.zeros_like(heatmap) if constant_heatmap else heatmap))
-    feature["label"].int64_list.value.append(seed % 10)
+    for name, value in (drawn | features).items():
+        if isinstance(value, bytes):
+            message.features.feature[name].bytes_list.value.append(value)
+        elif value is not None:
+            message.features.feature[name].int64_list.value.append(value)
     return message.SerializeToString()
 
 

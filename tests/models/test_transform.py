@@ -37,6 +37,27 @@ def test_the_longer_side_is_torchvisions(monkeypatch, size, resize):
     assert resized == [tuple(int(resize * side / min(size)) for side in size)]
 
 
+@pytest.mark.parametrize("size", [(4, 400), (400, 4), (7, 113), (300, 6000), (1, 20)])
+@pytest.mark.parametrize("transform", [Transform(256, 224), Transform(284, 256), Transform(32, 32)])
+def test_the_part_of_a_long_picture_is_as_of_the_whole(size, transform):
+    # of middle values, which no overshoot takes to where they are cut: which axis Pillow resizes first makes a rounding
+    picture = Image.fromarray(np.random.default_rng(0).integers(80, 176, (*size[::-1], 3), np.uint8))
+    width, height = (transform.resize * side // min(size) for side in size)
+    left, top = (round((side - transform.crop) / 2) for side in (width, height))
+    whole = picture.resize((width, height), Image.Resampling.BICUBIC)
+    expected = np.asarray(whole.crop((left, top, left + transform.crop, top + transform.crop)), int)
+    np.testing.assert_allclose(np.asarray(transform.framed(picture), int), expected, rtol=0, atol=1)
+
+
+@pytest.mark.parametrize("size", [(1, 60000), (60000, 1), (17, 60001)])
+def test_of_a_long_picture_no_more_is_resized_than_is_kept(monkeypatch, size):
+    made, resize = [], Image.Image.resize
+    monkeypatch.setattr(Image.Image, "resize", lambda image, size, *a: made.append(size) or resize(image, size, *a))
+    seen = Transform(256, 224)(Image.new("RGB", size, "tan"))
+    assert seen.shape == (224, 224, 3)
+    assert [sorted(size) for size in made] == [[224, 256]]
+
+
 def corners() -> Image.Image:
     """A picture, wider than high, whose corners differ."""
     pixels = np.random.default_rng(0).integers(0, 256, (60, 90, 3), np.uint8)
@@ -101,6 +122,15 @@ def test_dark_pictures_of_sixteen_bits_stay_dark():
 def test_pictures_of_eight_bits_are_pillows_rgb(mode):
     picture = corners().convert(mode)
     np.testing.assert_array_equal(upright(picture), picture.convert("RGB"))
+
+
+def test_a_file_that_is_no_picture_is_named(tmp_path, monkeypatch):
+    (tmp_path / "text.png").write_text("no picture")
+    Image.new("RGB", (20, 20)).save(tmp_path / "large.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    for name in ("text.png", "large.png"):
+        with pytest.raises(OSError, match=rf"{name} is not a picture that can be read"):
+            preprocess(tmp_path / name, small("convnext_tiny"))
 
 
 def test_preprocess_takes_pictures_arrays_and_paths(tmp_path):

@@ -1,0 +1,127 @@
+"""`dcls-jax eval clickme` and `dcls-jax convert`, killed at random moments and run again: do both end as undisturbed?
+
+    python tests/torture.py [--kills 100] [--seed 0]
+
+On the sample in the package and the smaller of its models; half of the kills each, by SIGKILL, from the first moment of
+Python to the last. Ends with an error at the first run that does not end with the same digits, or leaves a file behind.
+"""
+
+import argparse
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from dcls_jax.eval.demo import SAMPLE, sample_models
+from dcls_jax.models import load_weights, state_dict
+
+MODEL = "convnext"
+# The command line as it is, but for the models it knows, of which none is as small as the sample's.
+COMMAND = f"""
+import sys
+import dcls_jax.models
+from dcls_jax.eval import cli, demo
+dcls_jax.models.create_model = lambda *_, **__: demo.sample_models()[{MODEL!r}]
+sys.argv[0] = "dcls-jax"
+cli.main()
+"""
+EVALUATE = ["eval", "clickme", str(SAMPLE), "--model", "convnext_tiny", "--batch-size", "8"]
+CONVERT = ["convert", str(SAMPLE / MODEL)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    rng = random.Random(options.seed)
+    for name, command, result in (("eval clickme", evaluation, scores), ("convert", conversion, weights)):
+        with tempfile.TemporaryDirectory() as folder:
+            torture(name, command, result, Path(folder), options.kills // 2, rng)
+
+
+def torture(
+    name: str,
+    command: Callable[[Path], list[str]],
+    result: Callable[[Path], dict[str, np.ndarray]],
+    folder: Path,
+    kills: int,
+    rng: random.Random,
+) -> None:
+    finish(command(folder / "warm"))  # compiles
+    start = time.monotonic()
+    finish(command(folder / "whole"))
+    seconds, expected = time.monotonic() - start, result(folder / "whole")
+    halfway = 0
+    for kill in range(kills):
+        out = folder / "out"
+        out.mkdir()
+        moment = rng.uniform(0, seconds)
+        kill_after(command(out), moment)
+        halfway += any(path.is_file() for path in out.rglob("*"))
+        if name != "convert" or not (out / "weights").exists():  # killed once it was done
+            finish(command(out))
+        found = result(out)
+        same = found.keys() == expected.keys() and all(
+            np.array_equal(found[key], value, equal_nan=True) for key, value in expected.items()
+        )
+        if not same:
+            raise SystemExit(f"{name}, kill {kill} after {moment:.2f} s: the result differs; it is in {out}")
+        shutil.rmtree(out)
+    print(f"{name}: {kills} kills within {seconds:.1f} s, {halfway} after a first file; all ended as undisturbed")
+
+
+def evaluation(out: Path) -> list[str]:
+    return [*EVALUATE, "--out", str(out)]
+
+
+def scores(out: Path) -> dict[str, np.ndarray]:
+    """What every part holds; raises where there is more, or less, than a run leaves."""
+    (run,) = out.iterdir()
+    parts = sorted(run.glob("part-*.npz"))
+    names = {"lock", "run.json", "summary.json", *(part.name for part in parts)}
+    assert {path.name for path in run.iterdir()} == names, sorted(run.iterdir())
+    return {f"{part.name} {key}": values for part in parts for key, values in np.load(part).items()}
+
+
+def conversion(out: Path) -> list[str]:
+    out.mkdir(exist_ok=True)
+    return [*CONVERT, str(out / "weights"), "--model", "convnext_tiny"]
+
+
+def weights(out: Path) -> dict[str, np.ndarray]:
+    assert [path.name for path in out.iterdir()] == ["weights"], sorted(out.iterdir())
+    return dict(state_dict(load_weights(sample_models()[MODEL], out / "weights")))
+
+
+def start(command: list[str]) -> subprocess.Popen[str]:
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1"}
+    arguments = [sys.executable, "-c", COMMAND, *command]
+    return subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(command: list[str]) -> None:
+    process = start(command)
+    _, errors = process.communicate()
+    if process.returncode:
+        raise SystemExit(f"{' '.join(command)} ended with {process.returncode}:\n{errors}")
+
+
+def kill_after(command: list[str], seconds: float) -> None:
+    process = start(command)
+    try:
+        process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+
+
+if __name__ == "__main__":
+    main()
