@@ -2,11 +2,13 @@
 
     python tests/torture.py [--kills 100] [--seed 0]
 
-On the sample in the package and the smaller of its models; half of the kills each, by SIGKILL, from the first moment of
-Python to the last. Ends with an error at the first run that does not end with the same digits, or leaves a file behind.
+On the sample in the package and one of its models; half of the kills each, by SIGKILL: in turn at any moment from
+Python's first to its last, and when so many files are there. Ends with an error at the first run that does not end with
+the same digits, or leaves a file behind.
 """
 
 import argparse
+import math
 import os
 import random
 import shutil
@@ -59,13 +61,14 @@ def torture(
     start = time.monotonic()
     finish(command(folder / "whole"))
     seconds, expected = time.monotonic() - start, result(folder / "whole")
+    files = count(folder / "whole")
     halfway = 0
     for kill in range(kills):
         out = folder / "out"
         out.mkdir()
         moment = rng.uniform(0, seconds)
-        kill_after(command(out), moment)
-        halfway += any(path.is_file() for path in out.rglob("*"))
+        kill_at(command(out), out, moment if kill % 2 else math.inf, files if kill % 2 else rng.randint(1, files))
+        halfway += count(out) > 0
         if name != "convert" or not (out / "weights").exists():  # killed once it was done
             finish(command(out))
         found = result(out)
@@ -114,13 +117,18 @@ def finish(command: list[str]) -> None:
         raise SystemExit(f"{' '.join(command)} ended with {process.returncode}:\n{errors}")
 
 
-def kill_after(command: list[str], seconds: float) -> None:
-    process = start(command)
-    try:
-        process.communicate(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.communicate()
+def kill_at(command: list[str], out: Path, seconds: float, files: int) -> None:
+    """Kill a command after so many seconds or with so many files there, unless it is done before."""
+    process, begun = start(command), time.monotonic()
+    while process.poll() is None and time.monotonic() - begun < seconds and count(out) < files:
+        time.sleep(0.001)
+    process.kill()
+    process.communicate()
+
+
+def count(folder: Path) -> int:
+    """How many files there are, of which some may go while they are counted."""
+    return sum(len(files) for _, _, files in os.walk(folder))
 
 
 if __name__ == "__main__":
