@@ -22,6 +22,7 @@ from jax import Array
 from jax.sharding import NamedSharding
 
 from dcls_jax.freezing import Path, dcls_layers, modules_by_path
+from dcls_jax.layers import POSITIONS
 from dcls_jax.models.folders import absolute, is_checkpoint, read_tree, write_tree
 from dcls_jax.models.state_dicts import CheckpointError, flat_state_dict, hub_file, read_state_dict, shortened
 
@@ -75,7 +76,7 @@ def load_weights(
     keys = {key: key for key in found} if ours else _fitting_names(found, slots, renames)
     found = {name: found[key] for name, key in keys.items()}
     if swap_positions:
-        found = {name: array[::-1] if name.endswith((".P", ".SIG")) else array for name, array in found.items()}
+        found = {name: array[::-1] if name.rpartition(".")[2] in POSITIONS else array for name, array in found.items()}
     if new_head:
         slots, found = _without_head(slots), _without_head(found)
     _check(slots, found, keys)
@@ -116,7 +117,8 @@ def _fitting_names(keys: Collection[str], slots: Mapping[str, Any], renames: Ite
     if names.keys() & slots.keys():
         return names
     columns = zip(*(key.split(".")[:-1] for key in keys), strict=False)
-    prefix = "".join(f"{parts[0]}." for parts in itertools.takewhile(lambda parts: len(set(parts)) == 1, columns))
+    shared = itertools.takewhile(lambda column: len(set(column)) == 1, columns)
+    prefix = "".join(f"{column[0]}." for column in shared)
     if prefix and checkpoint_names([key.removeprefix(prefix) for key in keys], renames, parts).keys() & slots.keys():
         raise CheckpointError(f"every key of the checkpoint begins with {prefix!r}, and fits the model without it")
     return names

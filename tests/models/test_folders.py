@@ -208,11 +208,12 @@ def test_orbax_checkpoints_are_checked_as_state_dicts_are(tmp_path):
         load_weights(layer(), tmp_path / "whole")
 
 
-def test_swapped_positions_in_orbax_checkpoints(tmp_path):
+def test_positions_are_swapped_wherever_they_are_from(tmp_path):
     model = layer()
     save_weights(model, tmp_path / "weights")
-    swapped = load_weights(model, tmp_path / "weights", swap_positions=True)
-    np.testing.assert_array_equal(swapped.positions.P[...], model.positions.P[...][::-1])
+    for source in (tmp_path / "weights", state_dict(model)):
+        swapped = load_weights(model, source, swap_positions=True)
+        np.testing.assert_array_equal(swapped.positions.P[...], model.positions.P[...][::-1])
 
 
 # Orbax closes the loop that the rest of its reads report to.
