@@ -3,6 +3,7 @@
 What this module imports is there at once, so that little of the start is left in which Python itself meets Ctrl-C.
 """
 
+import logging
 import os
 import signal
 import sys
@@ -14,11 +15,11 @@ _at_work = False  # what is open should be closed
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal that came while the command was at work; `code` is the exit code that tells of it."""
+    """A signal that came while the command was at work."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
-        self.code = 128 + number
+        self.number = number
 
 
 def main() -> None:
@@ -63,21 +64,19 @@ def at_work(now: bool = True) -> None:
     _at_work = now
 
 
-def stopped(error: KeyboardInterrupt) -> int:
-    """Say that the command was stopped; its exit code, with which another signal ends it at once."""
-    code = error.code if isinstance(error, Stopped) else 130
-    for number in _SIGNALS:
-        signal.signal(number, lambda *_: os._exit(code))
-    say(_farewell(), "33")
-    return code
+def end(number: int) -> None:
+    """Say that a signal stopped the command, and end it there: whatever Python would still clean up might complain."""
+    os.write(2, f"{_farewell()}\n".encode())
+    os._exit(128 + number)
 
 
 def _stop(number: int, _: FrameType | None) -> None:
-    if _at_work:
-        at_work(False)  # a second signal does not wait
-        raise Stopped(number)
-    os.write(2, f"{_farewell()}\n".encode())
-    os._exit(128 + number)
+    if not _at_work:
+        end(number)
+    at_work(False)  # a second signal does not wait
+    logging.disable()  # what libraries say of being stopped is no news
+    sys.unraisablehook = lambda lost: end(number) if isinstance(lost.exc_value, Stopped) else None
+    raise Stopped(number)
 
 
 def _farewell() -> str:

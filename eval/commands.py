@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from dcls_jax.eval.cli import at_work, printable, stopped
+from dcls_jax.eval.cli import Stopped, at_work, end, printable
 
 app = typer.Typer(
     name="dcls-jax",
@@ -33,7 +33,7 @@ Weights = Annotated[
 
 
 def _command(command: Callable[..., None]) -> Callable[..., None]:
-    """The command, its compiled programs kept; where a signal stops it, it says so, and the exit code tells which."""
+    """The command, its compiled programs kept, which a signal ends once what is open is closed."""
 
     @wraps(command)
     def stoppable(*arguments: Any, **options: Any) -> None:
@@ -42,8 +42,8 @@ def _command(command: Callable[..., None]) -> Callable[..., None]:
         keep_compilations()
         try:
             command(*arguments, **options)
-        except KeyboardInterrupt as error:
-            raise typer.Exit(stopped(error)) from None
+        except Stopped as signal:
+            end(signal.number)
         finally:
             at_work(False)
 

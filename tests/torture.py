@@ -27,12 +27,15 @@ from dcls_jax.models import load_weights, state_dict
 MODEL = "convnext"
 # The command line as it is, but for the models it knows, of which none is as small as the sample's.
 COMMAND = f"""
-import sys
-import dcls_jax.models
-from dcls_jax.eval import cli, demo
-dcls_jax.models.create_model = lambda *_, **__: demo.sample_models()[{MODEL!r}]
-sys.argv[0] = "dcls-jax"
-cli.main()
+from dcls_jax.eval import cli
+
+def command():
+    import dcls_jax.models
+    from dcls_jax.eval import commands, demo
+    dcls_jax.models.create_model = lambda *_, **__: demo.sample_models()[{MODEL!r}]
+    commands.app()
+
+cli.run(command)
 """
 EVALUATE = ["eval", "clickme", str(SAMPLE), "--model", "convnext_tiny", "--batch-size", "8"]
 CONVERT = ["convert", str(SAMPLE / MODEL)]

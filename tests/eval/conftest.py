@@ -1,5 +1,6 @@
 """Records that the tests of eval/ share."""
 
+import logging
 import os
 import signal
 import subprocess
@@ -16,11 +17,13 @@ from dcls_jax.eval.records import write_records
 
 @pytest.fixture(autouse=True)
 def signals() -> Iterator[None]:
-    """A command that a test runs in this process does not keep its signals."""
-    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    """A command that a test runs in this process keeps neither its signals nor what it turns off when it is stopped."""
+    kept, hook = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}, sys.unraisablehook
     yield
     for number, handler in kept.items():
         signal.signal(number, handler)
+    sys.unraisablehook = hook
+    logging.disable(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")

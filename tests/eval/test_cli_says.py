@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-import dcls_jax.eval.demo
 import dcls_jax.models
 from dcls_jax.eval import cli
 from dcls_jax.eval.demo import SAMPLE, sample_models
@@ -18,27 +17,6 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     with pytest.raises(SystemExit) as stop:
         cli.main()
     return int(stop.value.code or 0)
-
-
-@pytest.mark.parametrize(
-    ("command", "says"),
-    [
-        (["demo"], "stopped; the same command goes on from here\n"),
-        (["eval", "clickme", "x", *NAME], "stopped; the same command goes on from here\n"),
-        (["cam", __file__, *NAME], "stopped\n"),
-        (["convert", __file__, "y", *NAME], "stopped\n"),
-    ],
-)
-def test_only_what_can_go_on_says_so(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: list[str], says: str
-) -> None:
-    def stopped(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(dcls_jax.models, "create_model", stopped)
-    monkeypatch.setattr(dcls_jax.eval.demo, "run", stopped)
-    assert run(monkeypatch, *command) == 130
-    assert capsys.readouterr().err == says
 
 
 def test_results_are_where_the_evaluation_says(

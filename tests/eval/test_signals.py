@@ -1,12 +1,15 @@
 """What stops a command: Ctrl-C and SIGTERM, at any moment of it, in one line."""
 
+import logging
 import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+import dcls_jax.eval.demo
 import dcls_jax.models
 from dcls_jax.eval import cli
 
@@ -57,8 +60,23 @@ def test_the_converter_is_stopped_before_jax_is_there() -> None:
 
 
 @pytest.mark.parametrize("number", CODES, ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        (["demo"], GOES_ON),
+        (["eval", "clickme", "x", "--model", "convnext_tiny"], GOES_ON),
+        (["cam", __file__, "--model", "convnext_tiny"], "stopped\n"),
+        (["convert", __file__, "y", "--model", "convnext_tiny"], "stopped\n"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else None,
+)
 def test_a_command_is_stopped_at_work(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    command: list[str],
+    says: str,
+    number: int,
 ) -> None:
     closed = []
 
@@ -66,15 +84,41 @@ def test_a_command_is_stopped_at_work(
         try:
             os.kill(os.getpid(), number)
         finally:
+            logging.getLogger("asyncio").error("Task was destroyed but it is pending!")
             closed.append("what was open")
 
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(dcls_jax.models, "create_model", work)
-    monkeypatch.setattr(sys, "argv", ["dcls-jax", "eval", "clickme", "x", "--model", "convnext_tiny"])
+    monkeypatch.setattr(dcls_jax.eval.demo, "run", work)
+    monkeypatch.setattr(sys, "argv", ["dcls-jax", *command])
+    monkeypatch.setattr(os, "_exit", sys.exit)
     with pytest.raises(SystemExit) as stop:
         cli.main()
     assert stop.value.code == CODES[signal.Signals(number)]
     assert closed == ["what was open"]
-    assert capsys.readouterr().err == GOES_ON
+    assert capfd.readouterr().err == says
+
+
+def test_a_signal_that_python_loses_ends_the_command_all_the_same() -> None:
+    program = """
+import os, signal, sys
+from dcls_jax.eval import cli
+
+class Lost:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        pass
+
+def command():
+    cli.at_work()
+    Lost()
+    print("went on")
+
+sys.argv = ["dcls-jax", "demo"]
+cli.run(command)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (143, "", GOES_ON)
 
 
 def test_what_is_printed_cannot_move_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
