@@ -2,6 +2,8 @@
 
 import itertools
 import os
+import signal
+import threading
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -49,6 +51,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     native.LIBRARY = config.getoption("--native-library") or native.LIBRARY
+    # A shell starts what runs in its background deaf to Ctrl-C, and with it every program that a test starts.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
