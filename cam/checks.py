@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from dcls_jax.cam.model import CutError, Head, SplitsItself, WithInputs, output_of, split
+from dcls_jax.cam.model import CutError, Head, SplitsItself, output_of, split, unbound
 from dcls_jax.cam.targets import Targets, check_targets
 
 Layers = tuple[str | None, ...]
@@ -33,7 +33,7 @@ def checked_layers(layer: str | Sequence[str] | None) -> Layers:
 
 def outline(model: Any, images: jax.ShapeDtypeStruct, layer: str | None) -> tuple[Any, Any]:
     """Shapes of the activation and of the output at a cut. Raises ValueError where the model cannot give them."""
-    inner = model.model if isinstance(model, WithInputs) else model
+    inner, _ = unbound(model)
     if layer is not None and not isinstance(inner, SplitsItself) and not _takes(inner.features, "upto"):
         message = f"layer (={layer!r}): the model has one cut only, as its `features` takes no `upto`"
         raise ValueError(f"{message}; use layer=None, or give it named cuts (`from_functions` says how)")
@@ -62,7 +62,7 @@ def outline(model: Any, images: jax.ShapeDtypeStruct, layer: str | None) -> tupl
 
 def _cut(model: Any, images: Array, layer: str | None) -> tuple[Array, Head]:
     """`split`; at no layer of a model that names no cut itself, where methods see only the pixels, the whole of it."""
-    inner = model.model if isinstance(model, WithInputs) else model
+    inner, _ = unbound(model)
     if layer is None and isinstance(inner, SplitsItself):
         return images, partial(output_of, model)
     return split(model, images, layer)

@@ -17,7 +17,7 @@ from jax.interpreters.partial_eval import dce_jaxpr
 from jax.typing import ArrayLike
 
 from dcls_jax.cam.model import Model, activations_and_gradients, output_of, score_gradient, split
-from dcls_jax.cam.space import baseline_of, keys_of, like_channels, mean, total
+from dcls_jax.cam.space import baseline_of, keys_of, like_channels, mean, noise_like, sample_keys, total
 from dcls_jax.cam.targets import Contrast, Targets, nearest_classes, scores
 
 Reduce = Callable[[Array], Array]
@@ -143,14 +143,11 @@ def smooth_grad_cam_pp(
     input. A is that of the clean image. Smooth Grad-CAM++, arXiv 1908.01224; torch-cam instead takes relu(g) of the
     last sample alone, and sums A g^3 over space where equation 19 has S(A) g^3.
     """
-    if samples < 1:
-        raise ValueError(f"samples (={samples}) must be at least 1")
+    keys = sample_keys(key, len(images), samples)
     a, _ = split(model, images, layer)
-    keys = jax.vmap(partial(jax.random.split, num=samples), out_axes=1)(keys_of(key, len(images)))
 
     def add(sums: tuple[Array, ...], keys: Array) -> tuple[tuple[Array, ...], None]:
-        drawn = jax.vmap(lambda key: jax.random.normal(key, images.shape[1:], images.dtype))(keys)
-        _, g = activations_and_gradients(model, images + noise * drawn, targets, layer=layer)
+        _, g = activations_and_gradients(model, images + noise * noise_like(images, keys), targets, layer=layer)
         return tuple(s + power / samples for s, power in zip(sums, _powers(g), strict=True)), None
 
     nothing = jax.tree.map(jnp.zeros_like, jax.eval_shape(_powers, a))

@@ -53,12 +53,17 @@ class WithInputs:
     inputs: tuple[Any, ...]
 
 
+def unbound(model: Any) -> tuple[Any, tuple[Any, ...]]:
+    """The model itself, and its inputs but the first."""
+    return (model.model, model.inputs) if isinstance(model, WithInputs) else (model, ())
+
+
 def split(model: Any, images: Array, layer: str | None = None) -> tuple[Array, Head]:
     """A (B, *space, C) at a layer (None: where the model itself ends its features), and the rest of the model.
 
     Both take several versions of the batch at once, (m * B, ...). Flax modules run in evaluation mode.
     """
-    model, inputs = (model.model, model.inputs) if isinstance(model, WithInputs) else (model, ())
+    model, inputs = unbound(model)
     model = in_evaluation(model)
     if isinstance(model, SplitsItself):
         return model.split(images, layer, inputs)
@@ -88,7 +93,7 @@ def in_evaluation(model: Any) -> Any:
 
 def output_of(model: Any, images: Array) -> Any:
     """The output of the whole model, a pytree of arrays (B, ...)."""
-    inner, inputs = (model.model, model.inputs) if isinstance(model, WithInputs) else (model, ())
+    inner, inputs = unbound(model)
     if isinstance(inner, SplitsItself):
         return in_evaluation(inner).output(images, versions(inputs, len(images)))
     a, head = split(model, images)

@@ -18,7 +18,7 @@ from dcls_jax.cam.gradient import Reduce, channel_sum
 from dcls_jax.cam.maps import checked_size
 from dcls_jax.cam.masks import falls, over_masks, stacked_scores, sum_over_masks
 from dcls_jax.cam.model import Model, output_of
-from dcls_jax.cam.space import axes, baseline_of, keys_of
+from dcls_jax.cam.space import axes, baseline_of, keys_of, noise_like, sample_keys
 from dcls_jax.cam.targets import Targets, scores
 
 
@@ -89,15 +89,13 @@ def smooth_grad(
     the image's values. Raises ValueError for samples below 1.
     """
     no_layer("smooth_grad", layer)
-    if samples < 1:
-        raise ValueError(f"samples (={samples}) must be at least 1")
-    keys = jax.vmap(partial(jax.random.split, num=samples), out_axes=1)(keys_of(key, len(images)))
+    keys = sample_keys(key, len(images), samples)
     every = (*axes(images), images.ndim - 1)
     deviation = noise * (images.max(every, keepdims=True) - images.min(every, keepdims=True))
 
     def add(total: Array, keys: Array) -> tuple[Array, None]:
-        drawn = jax.vmap(lambda key: jax.random.normal(key, images.shape[1:], images.dtype))(keys)
-        return total + pixel_gradient(model, images + deviation * drawn, targets) / samples, None
+        noisy = images + deviation * noise_like(images, keys)
+        return total + pixel_gradient(model, noisy, targets) / samples, None
 
     mean, _ = jax.lax.scan(add, jnp.zeros_like(images), keys)
     return reduce(mean)

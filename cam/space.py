@@ -1,5 +1,7 @@
 """Arrays (B, *space, C): means and sums over space, whatever its number of axes, and what each image has of its own."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -31,6 +33,18 @@ def keys_of(key: Array, batch: int) -> Array:
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         key = jax.random.wrap_key_data(key)
     return jnp.broadcast_to(key, (batch,))
+
+
+def sample_keys(key: Array, batch: int, samples: int) -> Array:
+    """Keys of each sample of each image, (samples, B), from one key or one per image. Raises ValueError for none."""
+    if samples < 1:
+        raise ValueError(f"samples (={samples}) must be at least 1")
+    return jax.vmap(partial(jax.random.split, num=samples), out_axes=1)(keys_of(key, batch))
+
+
+def noise_like(images: Array, keys: Array) -> Array:
+    """Standard normal numbers of the images' shape, by a key for each image, (B,)."""
+    return jax.vmap(lambda key: jax.random.normal(key, images.shape[1:], images.dtype))(keys)
 
 
 def baseline_of(baseline: ArrayLike, x: Array) -> Array:

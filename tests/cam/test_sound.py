@@ -37,7 +37,6 @@ class Moody(nnx.Module):
         self.norm = nnx.BatchNorm(6, rngs=nnx.Rngs(0))
         self.dropout = nnx.Dropout(0.5, rngs=nnx.Rngs(0))
         self.fc = nnx.Linear(6, 3, kernel_init=draw, rngs=nnx.Rngs(0))
-        self.traces = 0
 
     def features(self, images):
         return nnx.relu(self.norm(self.conv(images)))
