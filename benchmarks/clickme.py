@@ -22,9 +22,10 @@ from PIL import Image
 from timing import machine
 
 from dcls_jax import compiler_options, freeze
-from dcls_jax.eval import clickme, examples
+from dcls_jax.eval import clickme
+from dcls_jax.eval.data import clickme as data
+from dcls_jax.eval.data.records import Records
 from dcls_jax.eval.demo import SAMPLE
-from dcls_jax.eval.records import Records
 from dcls_jax.eval.runner import Runner
 from dcls_jax.models import Transform, create_model
 
@@ -88,16 +89,16 @@ def main() -> None:
 def stages(records: Records, transform: Transform) -> dict[str, Callable[[], object]]:
     """What a reader does with all records, each part with what the parts before it make of them."""
     numbers, fields = range(len(records)), (None, transform)
-    stored = [examples.decode(records, i) for i in numbers]
-    pictures = [Image.fromarray(examples.picture(image, np.uint8)) for image, _, _ in stored]
+    stored = [data.decode(records, i) for i in numbers]
+    pictures = [Image.fromarray(data.picture(image, np.uint8)) for image, _, _ in stored]
     framed = [transform.framed(picture) for picture in pictures]
     uncut = replace(transform, resize=transform.crop)
     parts: dict[str, Callable[[int], object]] = {
-        "read and decode": lambda i: examples.decode(records, i),
-        "resize to 224": lambda i: examples.picture(stored[i][0], np.uint8),
+        "read and decode": lambda i: data.decode(records, i),
+        "resize to 224": lambda i: data.picture(stored[i][0], np.uint8),
         "Pillow's bicubic resize": lambda i: transform.framed(pictures[i]),
         "normalise": lambda i: uncut(framed[i]),
-        "human maps": lambda i: examples.human_maps(stored[i][1], fields),
+        "human maps": lambda i: data.human_maps(stored[i][1], fields),
     }
     return {name: partial(each, part, numbers) for name, part in parts.items()}
 

@@ -1,4 +1,4 @@
-"""The entry points of the commands: errors and signals in one line. The commands themselves are in `commands.py`.
+"""The entry points of the commands: errors and signals in one line. The commands themselves are in `commands/`.
 
 What this module imports is there at once, so that little of the start is left in which Python itself meets Ctrl-C.
 """

@@ -20,9 +20,9 @@ from flax import nnx
 from jax import Array
 from PIL import Image
 
-from dcls_jax.eval.examples import SIZE, decode, human_maps, picture
+from dcls_jax.eval.data.clickme import SIZE, decode, human_maps, picture
+from dcls_jax.eval.data.records import Paths, RecordError, Records
 from dcls_jax.eval.rank import spearman
-from dcls_jax.eval.records import Paths, RecordError, Records
 from dcls_jax.eval.results import ResultsFolder, check_writable
 from dcls_jax.eval.runner import Runner
 from dcls_jax.eval.study import study_maps

@@ -87,6 +87,15 @@ def test_everything_is_installed_under_the_packages_name(wheel: Path) -> None:
     assert "Classifier: Typing :: Typed" in metadata
 
 
+def test_a_wheel_holds_every_module(checkout: Path, wheel: Path) -> None:
+    tracked = subprocess.run(
+        ["git", "ls-files", "*.py"], cwd=checkout, capture_output=True, text=True, check=True
+    ).stdout.split()
+    modules = {f"dcls_jax/{name}" for name in tracked if name.startswith(LINKED)}
+    modules |= {name for name in tracked if name.startswith("dcls_jax/")}
+    assert modules <= set(zipfile.ZipFile(wheel).namelist())
+
+
 def test_the_wheel_is_used_away_from_the_checkout(wheel: Path, tmp_path: Path) -> None:
     uv = Path(sys.executable).with_name("uv")
     site = tmp_path / "site"

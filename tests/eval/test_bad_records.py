@@ -15,7 +15,7 @@ import tiny
 
 import dcls_jax.models
 from dcls_jax.eval import cli, clickme, runner
-from dcls_jax.eval.records import RecordError, Records, write_records
+from dcls_jax.eval.data.records import RecordError, Records, write_records
 from dcls_jax.models import Transform
 
 

@@ -12,7 +12,7 @@ from scipy import stats
 
 from dcls_jax import DclsConfig
 from dcls_jax.eval import clickme
-from dcls_jax.eval.records import RecordError, write_records
+from dcls_jax.eval.data.records import RecordError, write_records
 from dcls_jax.eval.study import study_maps
 from dcls_jax.models import Transform, create_model
 

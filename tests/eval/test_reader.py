@@ -14,7 +14,7 @@ from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2
 
 from dcls_jax.eval import clickme
-from dcls_jax.eval.records import Records, write_records
+from dcls_jax.eval.data.records import Records, write_records
 from dcls_jax.eval.runner import _padded
 from dcls_jax.models import Transform
 
@@ -115,7 +115,7 @@ READING = """
 import json, sys, threading
 from pathlib import Path
 from dcls_jax.eval import clickme
-from dcls_jax.eval.records import Records
+from dcls_jax.eval.data.records import Records
 from dcls_jax.models import Transform
 
 def switches():

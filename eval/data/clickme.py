@@ -9,7 +9,7 @@ import simplejpeg
 from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_pb2
 
-from dcls_jax.eval.records import RecordError, Records
+from dcls_jax.eval.data.records import RecordError, Records
 from dcls_jax.models import Transform
 
 SIZE = 224  # side of the images and of all maps compared
