@@ -84,7 +84,8 @@ def cam(monkeypatch, tmp_path, weights):
         code = run(monkeypatch, "cam", *arguments, *options)
         if code:
             return code, {}, {}
-        return 0, json.loads((tmp_path / "out" / "manifest.json").read_text()), np.load(tmp_path / "out" / "maps.npz")
+        with np.load(tmp_path / "out" / "maps.npz") as maps:
+            return 0, json.loads((tmp_path / "out" / "manifest.json").read_text()), dict(maps)
 
     return command
 
