@@ -1,12 +1,18 @@
 """The commands that evaluate maps and models."""
 
+import inspect
+from collections.abc import Callable, Sequence
+from functools import wraps
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from dcls_jax.eval.cli import at_work, printable
-from dcls_jax.eval.commands.options import Dcls, Model, NumClasses, Weights, command
+from dcls_jax.eval.commands.options import Subject, command
+
+if TYPE_CHECKING:
+    from dcls_jax.eval.metric import Result, Settings
 
 evaluations = typer.Typer(no_args_is_help=True, help="Evaluate the maps of a model on a data set.")
 
@@ -24,45 +30,52 @@ def demo(
     print(printable(f"maps: {out / 'maps.png'}\nresults: {out}"))
 
 
-@evaluations.command("clickme")
-@command
-def evaluate_clickme(
+def evaluation(name: str) -> Callable[[Callable[..., Sequence["Result"]]], None]:
+    """Makes `dcls-jax eval NAME` of a function (subject, settings, its own options) -> results.
+
+    The command has the options of `Subject` too; its folder is named after evaluation, model and its own options.
+    """
+
+    def register(function: Callable[..., Sequence["Result"]]) -> None:
+        own, shared = parameters(function)[2:], parameters(Subject)
+
+        @wraps(function)
+        def evaluate(**options: Any) -> None:
+            from dcls_jax.eval.report import print_results
+
+            at_work()
+            subject = Subject(**{option.name: options[option.name] for option in shared})
+            chosen = {option.name: options[option.name] for option in own}
+            tags = [str(value) for value in chosen.values() if not isinstance(value, list)]
+            folder = subject.out / "-".join((name, subject.name, *tags))
+            print_results(function(subject, subject.settings(folder), **chosen))
+            print(printable(f"results: {folder}"))
+
+        taken = [option.replace(kind=option.KEYWORD_ONLY) for option in (*own, *shared)]
+        vars(evaluate).update(__signature__=inspect.Signature(taken))
+        evaluate.__annotations__ = {option.name: option.annotation for option in taken}
+        evaluations.command(name)(command(evaluate))
+
+    return register
+
+
+def parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
+    return [*inspect.signature(function).parameters.values()]
+
+
+@evaluation("clickme")
+def _clickme(
+    subject: Subject,
+    settings: "Settings",
     paths: Annotated[list[str], typer.Argument(help="ClickMe's TFRecord files, their folder, or globs.")],
-    model: Model,
-    weights: Weights = "published",
-    dcls: Dcls = False,
     method: Annotated[Literal["grad_cam", "threshold_grad_cam"], typer.Option(help="The study's method.")] = "grad_cam",
     protocol: Annotated[
         Literal["aligned", "published", "both"],
         typer.Option(help="Compare the field that the model sees, or as the study did the whole picture."),
     ] = "both",
-    batch_size: Annotated[int, typer.Option(help="Images at a time, over all devices.")] = 32,
-    num_classes: NumClasses = 1000,
-    out: Annotated[Path, typer.Option(help="The folder for results folders; the same command resumes there.")] = Path(
-        "results"
-    ),
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Count damaged records and go on.")] = False,
-) -> None:
+) -> Sequence["Result"]:
     """How well a model's maps agree with people's clicks: Spearman's correlation over the human ceiling."""
     from dcls_jax.eval import clickme
-    from dcls_jax.eval.report import print_results
-    from dcls_jax.eval.results import check_writable
-    from dcls_jax.models import create_model
 
-    at_work()
-    name = f"{model}_dcls" if dcls else model
-    folder = out / f"clickme-{name}-{method}-{protocol}"
-    check_writable(folder)
-    built = create_model(model, dcls=dcls, num_classes=num_classes, weights=weights)
-    results = clickme.evaluate_protocols(
-        built,
-        paths,
-        clickme.PROTOCOLS if protocol == "both" else (protocol,),
-        method=method,
-        batch_size=batch_size,
-        out=folder,
-        skip_bad=skip_bad,
-        name=name,
-    )
-    print_results(results)
-    print(printable(f"results: {folder}"))
+    protocols = clickme.PROTOCOLS if protocol == "both" else (protocol,)
+    return clickme.evaluate_protocols(subject.build(), paths, protocols, method=method, settings=settings)

@@ -1,12 +1,18 @@
 """What several commands have in common."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import wraps
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dcls_jax.eval.cli import Stopped, at_work, end
+
+if TYPE_CHECKING:
+    from dcls_jax.eval.metric import Settings
+    from dcls_jax.models import Backbone
 
 Model = Annotated[str, typer.Option("--model", "-m", help="A name that `dcls-jax models` lists.")]
 Dcls = Annotated[bool, typer.Option("--dcls", help="The model with DCLS, in its published setting.")]
@@ -19,6 +25,39 @@ Weights = Annotated[
     ),
 ]
 NumClasses = Annotated[int, typer.Option(help="How many classes the checkpoint has.")]
+BatchSize = Annotated[int, typer.Option(help="Images at a time, over all devices.")]
+Out = Annotated[Path, typer.Option(help="The folder for results folders; the same command resumes there.")]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Count damaged records and go on.")]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The model that is evaluated, and how: the options of every evaluation."""
+
+    model: Model
+    weights: Weights = "published"
+    dcls: Dcls = False
+    num_classes: NumClasses = 1000
+    batch_size: BatchSize = 32
+    out: Out = Path("results")
+    skip_bad: SkipBad = False
+
+    @property
+    def name(self) -> str:
+        """What results call the model."""
+        return f"{self.model}_dcls" if self.dcls else self.model
+
+    def settings(self, folder: Path) -> "Settings":
+        """Those of a run with its results in that folder."""
+        from dcls_jax.eval.metric import Settings
+
+        return Settings(batch_size=self.batch_size, out=folder, skip_bad=self.skip_bad, name=self.name)
+
+    def build(self) -> "Backbone":
+        """The model with its weights."""
+        from dcls_jax.models import create_model
+
+        return create_model(self.model, dcls=self.dcls, num_classes=self.num_classes, weights=self.weights)
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:

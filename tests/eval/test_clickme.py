@@ -11,7 +11,7 @@ import tiny
 from scipy import stats
 
 from dcls_jax import DclsConfig
-from dcls_jax.eval import clickme
+from dcls_jax.eval import Settings, clickme
 from dcls_jax.eval.data.records import RecordError, write_records
 from dcls_jax.eval.study import study_maps
 from dcls_jax.models import Transform, create_model
@@ -91,7 +91,8 @@ def test_protocols_agree_where_nothing_is_cropped(shards: Path, whole: clickme.R
 
 
 def test_several_protocols_at_once_are_each_as_alone(shards: Path, whole: clickme.Result, tmp_path: Path) -> None:
-    published, aligned = clickme.evaluate_protocols(tiny.Tiny(), shards, batch_size=8, out=tmp_path, progress=False)  # type: ignore[arg-type]
+    settings = Settings(batch_size=8, out=tmp_path, progress=False)
+    published, aligned = clickme.evaluate_protocols(tiny.Tiny(), shards, settings=settings)  # type: ignore[arg-type]
     assert (published.protocol, aligned.protocol) == ("published", "aligned")
     np.testing.assert_allclose(aligned.per_image, whole.per_image, atol=1e-6)
     np.testing.assert_allclose(published.per_image, tiny.evaluate(shards, protocol="published").per_image, atol=1e-6)
