@@ -4,6 +4,7 @@ One map (h, w) of any size, or a batch (B, h, w), larger meaning more important.
 empty mask, a map that is not finite) is an error in the functions of arrays, and a status in the protocols.
 """
 
+from dcls_jax.eval.boxes import box_mask, box_overlaps, scaled_boxes
 from dcls_jax.eval.localisation.pixels import average_precision, pixel_average_precision, pixel_counts
 from dcls_jax.eval.localisation.points import energy_inside, pointing_hit, top_n_inside, top_overlap
 from dcls_jax.eval.localisation.protocols import (
@@ -14,21 +15,12 @@ from dcls_jax.eval.localisation.protocols import (
     InsidePreset,
     MaskPreset,
     PointingPreset,
-    Scores,
     class_means,
     inside,
     on_mask,
     pointing,
 )
-from dcls_jax.eval.localisation.regions import (
-    Region,
-    box_mask,
-    box_overlaps,
-    box_regions,
-    cropped,
-    mask_regions,
-    scaled_boxes,
-)
+from dcls_jax.eval.localisation.regions import Region, box_regions, cropped, mask_regions
 from dcls_jax.eval.localisation.wsol import (
     BOX_PRESETS,
     FIXED_BOX_PRESETS,
@@ -54,7 +46,6 @@ __all__ = [
     "MaskPreset",
     "PointingPreset",
     "Region",
-    "Scores",
     "average_precision",
     "best_accuracy",
     "best_overlaps",

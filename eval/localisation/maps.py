@@ -7,8 +7,9 @@ from typing import Literal, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike
 
+from dcls_jax.eval.boxes import Size
+
 Interpolation = Literal["bilinear", "cubic"]
-Size = tuple[int, int]  # height, width
 T = TypeVar("T")
 
 

@@ -1,6 +1,7 @@
 """The published protocols that compare a map with where the objects of a class are, one class of a picture at a time.
 
-Each gives `Scores`: values, or a status that says why there are none.
+Each gives `Scores`: values, float64 and NaN where they do not count, and a status, which says why. One of the values is
+"tied": the share of the picture's pixels among which only a rule for equal values decides, 0 where there are none.
 """
 
 from collections.abc import Sequence
@@ -14,18 +15,7 @@ from numpy.typing import ArrayLike
 from dcls_jax.eval.localisation.maps import enlarged, unit_range
 from dcls_jax.eval.localisation.points import energy, highest_inside, is_near, peak
 from dcls_jax.eval.localisation.regions import Region
-from dcls_jax.eval.status import Status
-
-
-class Scores(NamedTuple):
-    """What one map has reached: values by name, each a number or an array, and NaN where it does not count.
-
-    tied: the share of the picture's pixels among which the order of equal values decides, 0 where none.
-    """
-
-    values: dict[str, np.ndarray]
-    status: Status
-    tied: float = 0.0
+from dcls_jax.eval.status import Scores, Status
 
 
 @dataclass(frozen=True)
@@ -114,70 +104,79 @@ MASK_PRESETS = {
 
 
 def pointing(map: ArrayLike, region: Region, preset: PointingPreset) -> Scores:
-    """Whether a map (h, w) points at a class: {"hit"}, 0 or 1.
+    """Whether a map (h, w) points at a class: {"hit", 0 or 1, "tied"}.
 
-    tied: the share of pixels as large as the largest, if several are; a plateau where the peak is in a border cell.
+    tied: the pixels that are as large as the largest; a plateau where the peak is in a cell at the border.
     """
     map = np.asarray(map, np.float64)
     status = _status(map, region)
     if preset.hard and not region.hard:
         status = Status.EASY
     if status not in (Status.COUNTED, Status.CONSTANT):
-        return Scores({"hit": np.array(np.nan)}, status)
+        return _no_scores(status, "hit", "tied")
     map = enlarged(map, region.mask.shape)
     row, column, pixels = peak(map)
     hit = is_near(region.mask, row, column, preset.tolerance)
-    return Scores({"hit": np.array(float(hit))}, status, pixels / map.size if pixels > 1 else 0.0)
+    return _scores(hit=hit, tied=_share_of_several(pixels, map))
 
 
 def inside(map: ArrayLike, region: Region, preset: InsidePreset) -> Scores:
-    """How much of a map (h, w) is where a class is: {"energy", "top_n"}, from 0 to 1.
+    """How much of a map (h, w) is where a class is: {"energy", "top_n", "tied"}, from 0 to 1.
 
-    region: of the part of the picture that the map is of. tied: the share of pixels that are equal at the edge of the
-    highest.
+    region: of the part of the picture that the map is of. tied: the pixels that are equal at the edge of the highest.
     """
     map = np.maximum(np.asarray(map, np.float64), 0)
     status = _status(map, region)
-    if preset.single and region.objects > 1:
+    if preset.single and region.boxes > 1:
         status = Status.SEVERAL
     elif region.share > preset.largest:
         status = Status.TOO_LARGE
     if status is not Status.COUNTED:
-        return Scores(dict.fromkeys(("energy", "top_n"), np.array(np.nan)), status)
+        return _no_scores(status, "energy", "top_n", "tied")
     map = enlarged(map, region.mask.shape)
     map = unit_range(map) if preset.normalise else map
-    top, equal = highest_inside(map, region.mask > 0.5)
-    values = {"energy": np.array(energy(map, region.mask)), "top_n": np.array(top)}
-    return Scores(values, status, equal / map.size if equal > 1 else 0.0)
+    top_n, equal = highest_inside(map, region.mask > 0.5)
+    return _scores(energy=energy(map, region.mask), top_n=top_n, tied=_share_of_several(equal, map))
 
 
 def on_mask(map: ArrayLike, region: Region, preset: MaskPreset) -> Scores:
     """How well a map (h, w) shows a segmented class.
 
     {"energy", "hit", "iou" (T,) at each threshold, "best_iou" at the best of this map, "iou_0.2" and so on at the fixed
-    ones}, from 0 to 1; pixels that the region ignores count nowhere. tied: as of `pointing`.
+    ones, "tied"}, from 0 to 1; pixels that the region ignores count nowhere. tied: as of `pointing`.
     """
-    shown = np.maximum(np.asarray(map, np.float64), 0)
+    map = np.maximum(np.asarray(map, np.float64), 0)
     known = np.ones_like(region.mask) if region.ignore is None else ~region.ignore
-    names = [f"iou_{threshold:g}" for threshold in preset.fixed]
-    status = _status(shown, region)
+    fixed = [f"iou_{threshold:g}" for threshold in preset.fixed]
+    status = _status(map, region)
     if status is Status.COUNTED:
-        shown = enlarged(shown, region.mask.shape)
-        status = _status(shown[known], region)
+        map = enlarged(map, region.mask.shape)
+        status = _status(map[known], region)
     if status is not Status.COUNTED:
-        numbers = dict.fromkeys(("energy", "hit", "best_iou", *names), np.array(np.nan))
-        return Scores(numbers | {"iou": np.full(preset.thresholds.shape, np.nan)}, status)
-    row, column, pixels = peak(np.where(known, shown, -1))
-    iou = _overlaps(unit_range(shown[known]), region.mask[known], preset.thresholds)
-    fixed = iou[np.searchsorted(preset.thresholds, np.array(preset.fixed) - preset.interval / 2)]
-    values = {
-        "energy": np.array(energy(shown[known], region.mask[known])),
-        "hit": np.array(float(is_near(region.mask, row, column, preset.tolerance))),
-        "iou": iou,
-        "best_iou": np.array(iou.max()),
-    }
-    tied = pixels / shown.size if pixels > 1 else 0.0
-    return Scores(values | dict(zip(names, fixed, strict=True)), status, tied)
+        nothing = _no_scores(status, "energy", "hit", "best_iou", *fixed, "tied")
+        return nothing._replace(values={"iou": np.full(len(preset.thresholds), np.nan)} | {**nothing.values})
+    row, column, pixels = peak(np.where(known, map, -1))
+    iou = _overlaps(unit_range(map[known]), region.mask[known], preset.thresholds)
+    return _scores(
+        iou=iou,
+        energy=energy(map[known], region.mask[known]),
+        hit=is_near(region.mask, row, column, preset.tolerance),
+        best_iou=iou.max(),
+        **dict(zip(fixed, iou[np.rint(np.array(preset.fixed) / preset.interval).astype(int)], strict=True)),
+        tied=_share_of_several(pixels, map),
+    )
+
+
+def _scores(**values: ArrayLike) -> Scores:
+    return Scores({name: np.asarray(value, np.float64) for name, value in values.items()}, Status.COUNTED.code)
+
+
+def _no_scores(status: Status, *names: str) -> Scores:
+    return Scores(dict.fromkeys(names, np.array(np.nan)), status.code)
+
+
+def _share_of_several(pixels: int, map: np.ndarray) -> float:
+    return pixels / map.size if pixels > 1 else 0.0
 
 
 def _status(map: np.ndarray, region: Region) -> Status:

@@ -1,11 +1,11 @@
-"""What the data say is where: boxes (x0, y0, x1, y1) of pixels counted from 0, both ends inside, and masks (H, W)."""
+"""What data say of where objects are, as masks."""
 
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from dcls_jax.eval.localisation.maps import Size
+from dcls_jax.eval.boxes import Size, box_mask
 from dcls_jax.models import Transform
 
 _LARGE = 0.25  # of the picture, from which on no object is hard to point at
@@ -14,13 +14,13 @@ _LARGE = 0.25  # of the picture, from which on no object is hard to point at
 class Region(NamedTuple):
     """Where the objects of one class are in one picture.
 
-    mask: (H, W) bool, all of them together, at the picture's own size. objects: how many there are. difficult: each is
-    marked so in the annotations. accompanied: the picture has objects of another class too. ignore: (H, W) bool, pixels
-    of which the annotators did not say what they are, if any.
+    mask: (H, W) bool, all of them together, at the picture's own size. boxes: how many it is made of, if of boxes.
+    difficult: each object is marked so in the annotations. accompanied: the picture has objects of another class too.
+    ignore: (H, W) bool, pixels of which the annotators did not say what they are, if any.
     """
 
     mask: np.ndarray
-    objects: int
+    boxes: int = 0
     difficult: bool = False
     accompanied: bool = False
     ignore: np.ndarray | None = None
@@ -40,14 +40,6 @@ class Region(NamedTuple):
         return self.share < _LARGE and self.accompanied
 
 
-def box_mask(boxes: np.ndarray, size: Size) -> np.ndarray:
-    """The union of boxes (k, 4) as a mask of size (H, W): bool."""
-    mask = np.zeros(size, bool)
-    for x0, y0, x1, y1 in np.asarray(boxes, int):
-        mask[max(y0, 0) : y1 + 1, max(x0, 0) : x1 + 1] = True
-    return mask
-
-
 def box_regions(boxes: np.ndarray, labels: np.ndarray, difficult: np.ndarray, size: Size) -> dict[int, Region]:
     """A region for each class that boxes (k, 4) with labels (k,) name; difficult: (k,) bool.
 
@@ -61,22 +53,11 @@ def box_regions(boxes: np.ndarray, labels: np.ndarray, difficult: np.ndarray, si
 
 
 def mask_regions(masks: np.ndarray, labels: np.ndarray, ignore: np.ndarray | None = None) -> dict[int, Region]:
-    """A region for each class that masks (k, H, W) with labels (k,) name; ignore: (H, W) bool, if any."""
-    classes = np.unique(labels).tolist()
+    """A region for each class, of masks (k, H, W) with labels (k,); ignore: (H, W) bool, if any."""
     return {
-        label: Region(masks[of].any(0), int(of.sum()), accompanied=len(classes) > 1, ignore=ignore)
-        for label, of in ((label, labels == label) for label in classes)
+        int(label): Region(mask, accompanied=len(labels) > 1, ignore=ignore)
+        for label, mask in zip(labels, masks, strict=True)
     }
-
-
-def scaled_boxes(boxes: np.ndarray, old: Size, new: Size) -> np.ndarray:
-    """Boxes (k, 4) of a picture of size (H, W) in the pixels of another size, truncated: int.
-
-    As clovaai/wsolevaluation does for ground truth.
-    """
-    (height, width), (new_height, new_width) = old, new
-    ends = np.array([new_width, new_height] * 2, float), np.array([width, height] * 2, float)
-    return (np.asarray(boxes, float) * ends[0] / ends[1]).astype(int)
 
 
 def cropped(region: Region, transform: Transform) -> Region:
@@ -93,14 +74,3 @@ def _cropped(mask: np.ndarray, transform: Transform) -> np.ndarray:
     left, top = round((width - transform.crop) / 2), round((height - transform.crop) / 2)
     whole = Image.fromarray(np.where(mask, 255, 0).astype(np.uint8)).resize((width, height), Image.Resampling.BILINEAR)
     return np.asarray(whole.crop((left, top, left + transform.crop, top + transform.crop))) / 255
-
-
-def box_overlaps(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Intersection over union of boxes (n, 4) with boxes (m, 4), counted in pixels: (n, m) float64."""
-    a, b = np.asarray(a)[:, None], np.asarray(b)[None]
-    inside = _pixels(np.concatenate([np.maximum(a[..., :2], b[..., :2]), np.minimum(a[..., 2:], b[..., 2:])], -1))
-    return inside / (_pixels(a) + _pixels(b) - inside)
-
-
-def _pixels(boxes: np.ndarray) -> np.ndarray:
-    return (boxes[..., 2:] - boxes[..., :2] + 1).clip(0).prod(-1)

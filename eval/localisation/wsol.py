@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import ndimage
 
-from dcls_jax.eval.localisation.maps import Size, finite_map, map_batch, presented, preset_of
-from dcls_jax.eval.localisation.regions import box_overlaps
+from dcls_jax.eval.boxes import Size, box_overlaps
+from dcls_jax.eval.localisation.maps import finite_map, map_batch, presented, preset_of
 
 _Place = tuple[slice, slice]  # rows, columns
 

@@ -142,7 +142,7 @@ def test_energy_and_top_pixels_are_ibas(rng: np.random.Generator) -> None:
     ranks = np.empty(heatmap.size, int)
     ranks[np.argsort(-heatmap, axis=None)] = np.arange(heatmap.size)
     hard = soft.ravel() > 0.5
-    region = localisation.cropped(Region(mask, 1), Transform(resize=256, crop=224))
+    region = localisation.cropped(Region(mask), Transform(resize=256, crop=224))
     values = localisation.inside(heatmap, region, localisation.INSIDE_PRESETS["iba"]).values
     assert region.share == pytest.approx(soft.mean())
     assert values["energy"] == pytest.approx((heatmap * soft).sum() / heatmap.sum())
