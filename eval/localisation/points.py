@@ -96,12 +96,14 @@ def top_overlap(a: ArrayLike, b: ArrayLike, *, share: float = 0.1) -> dict[str, 
     """How far the highest tenths of two maps (H, W) agree: {"iou", "dice"}, float32 scalars. Jit and vmap at will.
 
     The highest are those strictly above the map's own (1 - share) percentile. NaN if a map is constant or not finite.
-    Raises ValueError for maps of two shapes. harmonization/evaluation/metrics.py of serre-lab/Harmonization (Fel et al.
-    2022, arXiv 2211.04533).
+    Raises ValueError for maps of two shapes and a share outside (0, 1). harmonization/evaluation/metrics.py of
+    serre-lab/Harmonization (Fel et al. 2022, arXiv 2211.04533).
     """
     a, b = jnp.asarray(a), jnp.asarray(b)
     if a.shape != b.shape:
         raise ValueError(f"top_overlap compares maps of one shape, got {a.shape} and {b.shape}")
+    if not 0 < share < 1:
+        raise ValueError(f"share (={share}) must be between 0 and 1")
     # What is above a value between two neighbours of the sorted map is what is above the lower one, without rounding.
     lower = int(np.floor(round((1 - share) * (a.size - 1), 6)))
     high_a, high_b = (map > jnp.sort(map, axis=None)[lower] for map in (a, b))

@@ -6,7 +6,6 @@ Each gives `Scores`: values, float64 and NaN where they do not count, and a stat
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -64,6 +63,7 @@ class InsidePreset:
 
 INSIDE_PRESETS = {
     "boxes": InsidePreset("All pictures and the union of their boxes, without a filter"),
+    "single_box": InsidePreset("Pictures of one box alone", single=True),
     "score_cam": InsidePreset(
         "Wang et al. 2020 (arXiv 1910.01279), section 4.3; boxes take in their ends, unlike utils/energyPointGame.py",
         largest=0.5,
@@ -82,20 +82,15 @@ INSIDE_PRESETS = {
 class MaskPreset:
     """Segmented classes. source: what it is. classes: how many the data have.
 
-    interval: between thresholds of the map in [0, 1]; fixed: those reported by themselves. tolerance: of pointing.
-    Maps are the ReLU of what the method gives; energy is of that, and overlaps are of its min-max.
+    thresholds: of the map in [0, 1], increasing; fixed: those of them that are reported by themselves. tolerance: of
+    pointing. Maps are the ReLU of what the method gives; energy is of that, and overlaps are of its min-max.
     """
 
     source: str
     classes: int
-    interval: float = 0.01
+    thresholds: tuple[float, ...] = tuple(np.linspace(0, 0.99, 100).round(2).tolist())
     fixed: tuple[float, ...] = (0.2, 0.5)
     tolerance: float = 15
-
-    @cached_property
-    def thresholds(self) -> np.ndarray:
-        """From 0 to below 1, (T,) float64."""
-        return np.arange(0, 1, self.interval)
 
 
 MASK_PRESETS = {
@@ -162,7 +157,7 @@ def on_mask(map: ArrayLike, region: Region, preset: MaskPreset) -> Scores:
         energy=energy(map[known], region.mask[known]),
         hit=is_near(region.mask, row, column, preset.tolerance),
         best_iou=iou.max(),
-        **dict(zip(fixed, iou[np.rint(np.array(preset.fixed) / preset.interval).astype(int)], strict=True)),
+        **dict(zip(fixed, iou[np.searchsorted(preset.thresholds, preset.fixed)], strict=True)),
         tied=_share_of_several(pixels, map),
     )
 
@@ -189,7 +184,7 @@ def _status(map: np.ndarray, region: Region) -> Status:
     return Status.COUNTED if map.max() > map.min() else Status.CONSTANT
 
 
-def _overlaps(values: np.ndarray, mask: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
+def _overlaps(values: np.ndarray, mask: np.ndarray, thresholds: Sequence[float]) -> np.ndarray:
     """Intersection over union of what is above each threshold with a mask, of pixels (n,): (T,)."""
     above = np.searchsorted(thresholds, values)  # how many thresholds
     counts = (np.bincount(above[side], minlength=len(thresholds) + 1) for side in (mask, ~mask))

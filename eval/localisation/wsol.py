@@ -8,7 +8,6 @@ contour is counted by corners.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -16,6 +15,7 @@ from scipy import ndimage
 
 from dcls_jax.eval.boxes import Size, box_overlaps
 from dcls_jax.eval.localisation.maps import finite_map, map_batch, presented, preset_of
+from dcls_jax.eval.status import Scores, Status
 
 _Place = tuple[slice, slice]  # rows, columns
 
@@ -27,40 +27,22 @@ _NOTHING = np.zeros((1, 4), int)  # the box where nothing is above the threshold
 class BoxPreset:
     """How boxes are made of a map and judged.
 
-    largest: the box of the largest outline alone, else those of all. overlaps: how much intersection over union is
-    asked, each with a threshold of its own. interval: between thresholds, shares of the map's maximum. source: whose
-    protocol it is.
+    source: whose protocol it is. largest: the box of the largest outline alone, else those of all. overlaps: how much
+    intersection over union is asked; of several, each may take a threshold of its own. thresholds: to choose the best
+    of for all maps together, shares of a map's maximum.
     """
 
     source: str
     largest: bool
     overlaps: tuple[float, ...]
-    interval: float = 0.001
-
-    @cached_property
-    def thresholds(self) -> np.ndarray:
-        """From 0 to below 1, (T,) float64."""
-        return np.arange(0, 1, self.interval)
+    thresholds: tuple[float, ...] = tuple(np.arange(0, 1, 0.001).tolist())
 
 
 BOX_PRESETS = {
     "wsol": BoxPreset("MaxBoxAccV2, clovaai/wsolevaluation, 96f4b88", largest=False, overlaps=(0.3, 0.5, 0.7)),
     "wsol_v1": BoxPreset("MaxBoxAcc, clovaai/wsolevaluation, 96f4b88", largest=True, overlaps=(0.5,)),
-}
-
-
-@dataclass(frozen=True)
-class FixedBoxPreset:
-    """Top-1 localisation with the box of the largest outline at one threshold. source: whose protocol it is."""
-
-    source: str
-    threshold: float
-    overlap: float = 0.5
-
-
-FIXED_BOX_PRESETS = {
-    "cam": FixedBoxPreset("Zhou et al. 2016 (arXiv 1512.04150): a fifth of the maximum", threshold=0.2),
-    "grad_cam": FixedBoxPreset("Selvaraju et al. 2017 (arXiv 1610.02391): 15 % of the maximum", threshold=0.15),
+    "cam": BoxPreset("Zhou et al. 2016 (arXiv 1512.04150), a fifth of the maximum", True, (0.5,), (0.2,)),
+    "grad_cam": BoxPreset("Selvaraju et al. 2017 (arXiv 1610.02391), 15 % of the maximum", True, (0.5,), (0.15,)),
 }
 
 
@@ -145,67 +127,69 @@ def best_overlaps(map: ArrayLike, boxes: ArrayLike, preset: BoxPreset, *, size: 
     boxes: x0, y0, x1, y1 in the map's pixels, or in those of a picture of `size` (H, W), to which it is enlarged.
     Raises ValueError for a map that is not finite, and for no boxes.
     """
-    truth = _truth(boxes)
+    truth = _checked_boxes(boxes)
     levels = _levels(presented(map, size))
-    cuts, at = np.unique((preset.thresholds * levels.max()).astype(int), return_inverse=True)
+    cuts, at = np.unique([_cut(threshold, levels) for threshold in preset.thresholds], return_inverse=True)
     return np.array([box_overlaps(_boxes_above(levels, cut, preset.largest), truth).max() for cut in cuts])[at]
 
 
-def _pairs(maps: np.ndarray, boxes: Sequence[ArrayLike]) -> list[tuple[np.ndarray, np.ndarray]]:
+def best_accuracy(overlaps: ArrayLike, preset: BoxPreset, right: ArrayLike | None = None) -> float:
+    """Of overlaps (maps, T), the share with enough at the best threshold, as a mean over how much is enough.
+
+    right: (maps,) bool, those that may count; all unless given.
+    """
+    overlaps = np.asarray(overlaps)
+    counts = np.ones(len(overlaps), bool) if right is None else np.asarray(right, bool)
+    return float(np.mean([(overlaps >= enough)[counts].sum(0).max() / len(counts) for enough in preset.overlaps]))
+
+
+def box_scores(map: ArrayLike, boxes: ArrayLike, preset: BoxPreset, *, size: Size | None = None) -> Scores:
+    """`best_overlaps` of one map of a data set, with a status: {"overlap" (T,), "dead"}.
+
+    dead: 1 for a map that is constant or not finite, which counts as one of zeros, as in the original; else 0.
+    """
+    map = np.asarray(map, np.float64)
+    dead = not np.isfinite(map).all() or map.min() == map.max()
+    if not len(np.asarray(boxes)):
+        return Scores({"overlap": np.full(len(preset.thresholds), np.nan), "dead": np.array(np.nan)}, Status.EMPTY.code)
+    overlaps = best_overlaps(np.zeros_like(map) if dead else map, boxes, preset, size=size)
+    return Scores({"overlap": overlaps, "dead": np.array(float(dead))}, Status.COUNTED.code)
+
+
+def box_accuracy(
+    maps: ArrayLike,
+    boxes: Sequence[ArrayLike],
+    *,
+    preset: str = "wsol",
+    size: Size | None = None,
+    right: ArrayLike | None = None,
+) -> float:
+    """Share of maps (B, h, w) whose boxes find an object, from 0 to 1.
+
+    preset: "wsol" is MaxBoxAccV2, "wsol_v1" MaxBoxAcc, with one threshold for all maps, the best for each overlap;
+    "cam" and "grad_cam" have a fixed one. A constant map counts, as one of zeros.
+    boxes: of each map an array (k, 4) of x0, y0, x1, y1 in the map's pixels, or in those of a picture of `size` (H, W),
+    to which maps are enlarged first.
+    right: (B,) bool, whether the network names the class, which makes it top-1 localisation; unless given, the class is
+    not judged.
+
+    Raises ValueError for an unknown preset, boxes or `right` of another number than maps, maps that are not finite, and
+    a map without boxes.
+    """
+    maps, chosen = map_batch(maps), preset_of(preset, BOX_PRESETS)
     if len(boxes) != len(maps):
         raise ValueError(f"boxes are of {len(boxes)} pictures and maps of {len(maps)}, expected as many of both")
-    return [(map, _truth(truth)) for map, truth in zip(maps, boxes, strict=True)]
+    if right is not None and np.shape(right) != (len(maps),):
+        raise ValueError(f"right has shape {np.shape(right)}, expected ({len(maps)},), one for each map")
+    truth = [_checked_boxes(of) for of in boxes]
+    overlaps = [best_overlaps(map, of, chosen, size=size) for map, of in zip(maps, truth, strict=True)]
+    return best_accuracy(overlaps, chosen, right)
 
 
-def _truth(boxes: ArrayLike) -> np.ndarray:
+def _checked_boxes(boxes: ArrayLike) -> np.ndarray:
     boxes = np.asarray(boxes)
     if boxes.ndim != 2 or boxes.shape[1] != 4 or not len(boxes) or not np.isfinite(boxes).all():
         raise ValueError(f"boxes of a map have shape {boxes.shape}, expected (k, 4) finite numbers, k at least 1")
     if (boxes[:, 2:] < boxes[:, :2]).any():
         raise ValueError(f"boxes of a map are {boxes.tolist()}, expected x0, y0, x1, y1 with x0 <= x1 and y0 <= y1")
     return boxes
-
-
-def best_accuracy(overlaps: ArrayLike, preset: BoxPreset) -> float:
-    """Of overlaps (maps, T), the share with enough at the best threshold, as a mean over how much is enough."""
-    overlaps = np.asarray(overlaps)
-    return float(np.mean([(overlaps >= enough).mean(0).max() for enough in preset.overlaps]))
-
-
-def box_accuracy(
-    maps: ArrayLike, boxes: Sequence[ArrayLike], *, preset: str = "wsol", size: Size | None = None
-) -> float:
-    """Share of maps (B, h, w) whose boxes find an object, from 0 to 1: MaxBoxAccV2 ("wsol") or MaxBoxAcc ("wsol_v1").
-
-    boxes: of each map an array (k, 4) of x0, y0, x1, y1 in the map's pixels, or in those of a picture of `size` (H, W),
-    to which maps are enlarged first. One threshold serves all maps, the best for each overlap; the class is not judged.
-    A constant map counts, as one of zeros. Raises ValueError for an unknown preset, another number of boxes than maps,
-    maps that are not finite, and a map without boxes.
-    """
-    maps, chosen = map_batch(maps), preset_of(preset, BOX_PRESETS)
-    pairs = _pairs(maps, boxes)
-    return best_accuracy([best_overlaps(map, truth, chosen, size=size) for map, truth in pairs], chosen)
-
-
-def fixed_box_accuracy(
-    maps: ArrayLike,
-    boxes: Sequence[ArrayLike],
-    right: ArrayLike | None = None,
-    *,
-    preset: str = "cam",
-    size: Size | None = None,
-) -> float:
-    """Top-1 localisation: share of maps (B, h, w) of the right class whose largest box finds an object, from 0 to 1.
-
-    right: (B,) bool, whether the network names the picture's class; none given, all count as if it did. boxes, size: as
-    for `box_accuracy`. preset: "cam" or "grad_cam", which differ in the threshold. Raises ValueError as that does.
-    """
-    maps, chosen = map_batch(maps), preset_of(preset, FIXED_BOX_PRESETS)
-    named = np.ones(len(maps), bool) if right is None else np.asarray(right, bool)
-    if named.shape != maps.shape[:1]:
-        raise ValueError(f"right has shape {named.shape}, expected ({len(maps)},), one for each map")
-    found = [
-        box_overlaps(_boxes_above(levels, _cut(chosen.threshold, levels), True), truth).max() >= chosen.overlap
-        for levels, truth in ((_levels(presented(map, size)), truth) for map, truth in _pairs(maps, boxes))
-    ]
-    return float((named & found).mean())

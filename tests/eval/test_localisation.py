@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dcls_jax.eval import localisation
-from dcls_jax.eval.localisation import INSIDE_PRESETS, MASK_PRESETS, POINTING_PRESETS, Region, box_mask
+from dcls_jax.eval.localisation import BOX_PRESETS, INSIDE_PRESETS, MASK_PRESETS, POINTING_PRESETS, Region, box_mask
 from dcls_jax.eval.localisation.maps import enlarged
 from dcls_jax.eval.status import Status
 from dcls_jax.models import Transform
@@ -192,6 +192,10 @@ BAD: dict[str, tuple[Callable[[], object], str]] = {
         lambda: localisation.pointing_hit(np.ones((7, 7)), np.ones((9, 9), bool), tolerance=0),
         r"tolerance \(=0\) must be positive",
     ),
+    "share": (
+        lambda: localisation.top_overlap(np.ones((7, 7)), np.ones((7, 7)), share=10),
+        r"share \(=10\) must be between 0 and 1",
+    ),
     "two shapes": (
         lambda: localisation.top_overlap(np.ones((7, 7)), np.ones((8, 8))),
         r"top_overlap compares maps of one shape, got \(7, 7\) and \(8, 8\)",
@@ -253,7 +257,7 @@ def test_cropped_regions_are_of_what_the_model_sees() -> None:
 # protocols
 
 
-@pytest.mark.parametrize("presets", [POINTING_PRESETS, INSIDE_PRESETS, MASK_PRESETS])
+@pytest.mark.parametrize("presets", [POINTING_PRESETS, INSIDE_PRESETS, MASK_PRESETS, BOX_PRESETS])
 def test_presets_are_frozen_and_have_a_source(presets: dict[str, object]) -> None:
     for preset in presets.values():
         assert len(preset.source) > 20  # type: ignore[attr-defined]
@@ -313,6 +317,7 @@ def test_inside_leaves_out_what_its_preset_does() -> None:
     assert status(half, "score_cam") is Status.COUNTED
     assert status(half | MASK, "score_cam") is Status.TOO_LARGE
     assert status(MASK, "score_cam", boxes=2) is Status.SEVERAL
+    assert status(MASK, "single_box", boxes=2) is Status.SEVERAL
     assert status(MASK, "boxes", boxes=2) is Status.COUNTED
     assert status(third[1:], "iba", MAP[1:]) is Status.COUNTED  # 19 of 59
     assert status(third, "iba") is Status.TOO_LARGE

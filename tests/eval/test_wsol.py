@@ -9,6 +9,7 @@ import pytest
 from dcls_jax.eval import localisation
 from dcls_jax.eval.localisation import BOX_PRESETS, box_overlaps
 from dcls_jax.eval.localisation.maps import enlarged, presented
+from dcls_jax.eval.status import Status
 
 UNIMODAL = [[0, 0, 0, 0, 0], [0, 0.4, 0.4, 0.4, 0.6], [0, 0.4, 1, 0.8, 0.6], [0, 0.4, 0.4, 0.4, 0.6]]
 MULTIMODAL = [[0.4, 0, 0.2, 0.2, 0.2], [0.4, 0.4, 0, 0.4, 0], [0, 0, 0, 0.4, 0], [1, 0.6, 0.8, 0.2, 0.2]]
@@ -178,10 +179,26 @@ def test_top_1_localisation_cuts_at_a_fixed_threshold(preset: str, level: float,
     map = np.zeros((10, 10))
     map[1:9, 1:9], map[4:6, 4:6] = level, 1
     truth = [np.array([[1, 1, 9, 9]])]
-    assert localisation.fixed_box_accuracy(map[None], truth, preset=preset) == found
-    assert localisation.fixed_box_accuracy(map[None], truth, [False], preset=preset) == 0
+    assert localisation.box_accuracy(map[None], truth, preset=preset) == found
+    assert localisation.box_accuracy(map[None], truth, preset=preset, right=[False]) == 0
     twice = np.stack([map, map])
-    assert localisation.fixed_box_accuracy(twice, truth * 2, [True, False], preset=preset) == found / 2
+    assert localisation.box_accuracy(twice, truth * 2, preset=preset, right=[True, False]) == found / 2
+
+
+def test_scores_of_one_map_say_what_is_dead_and_what_has_no_boxes(rng: np.random.Generator) -> None:
+    preset, truth = BOX_PRESETS["wsol"], [[0, 0, 6, 7]]
+    map = smooth(rng, (8, 9))
+    alive = localisation.box_scores(map, truth, preset)
+    np.testing.assert_array_equal(alive.values["overlap"], localisation.best_overlaps(map, truth, preset))
+    assert (alive.values["dead"], alive.status) == (0, Status.COUNTED.code)
+    for dead in (map * 0 + 3, np.where(map == map[0, 0], np.nan, map)):
+        scores = localisation.box_scores(dead, truth, preset)
+        assert (scores.values["dead"], scores.status) == (1, Status.COUNTED.code)
+        np.testing.assert_array_equal(scores.values["overlap"], np.full(1000, 1 / 56))  # of the box 0, 0, 0, 0
+    nothing = localisation.box_scores(map, np.zeros((0, 4)), preset)
+    assert nothing.status == Status.EMPTY.code
+    assert np.isnan(nothing.values["overlap"]).all()
+    assert nothing.values["overlap"].shape == (1000,)
 
 
 # pixels
@@ -252,11 +269,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "preset": (
         lambda: localisation.box_accuracy(MAPS, [BOX, BOX], preset="wsol_v2"),
-        r"preset \(='wsol_v2'\) must be one of wsol, wsol_v1",
-    ),
-    "fixed preset": (
-        lambda: localisation.fixed_box_accuracy(MAPS, [BOX, BOX], preset="wsol"),
-        "must be one of cam, grad_cam",
+        r"preset \(='wsol_v2'\) must be one of wsol, wsol_v1, cam, grad_cam",
     ),
     "no boxes": (
         lambda: localisation.box_accuracy(MAPS, [BOX, np.zeros((0, 4))]),
@@ -267,7 +280,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
         r"boxes of a map are \[\[3, 3, 0, 0\]\], expected x0, y0, x1, y1 with x0 <= x1 and y0 <= y1",
     ),
     "right": (
-        lambda: localisation.fixed_box_accuracy(MAPS, [BOX, BOX], [True]),
+        lambda: localisation.box_accuracy(MAPS, [BOX, BOX], right=[True]),
         r"right has shape \(1,\), expected \(2,\)",
     ),
     "masks": (
