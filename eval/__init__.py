@@ -3,10 +3,19 @@
 from etils import epy
 
 with epy.lazy_api_imports(globals()):  # a rank correlation needs no reader of records
-    from dcls_jax.eval import clickme
+    from dcls_jax.eval import clickme, localisation
     from dcls_jax.eval.data.records import RecordError, write_records
     from dcls_jax.eval.metric import Settings
     from dcls_jax.eval.rank import average_ranks, spearman
     from dcls_jax.eval.results import ResultsError
 
-__all__ = ["RecordError", "ResultsError", "Settings", "average_ranks", "clickme", "spearman", "write_records"]
+__all__ = [
+    "RecordError",
+    "ResultsError",
+    "Settings",
+    "average_ranks",
+    "clickme",
+    "localisation",
+    "spearman",
+    "write_records",
+]
