@@ -3,7 +3,7 @@
 from etils import epy
 
 with epy.lazy_api_imports(globals()):  # a rank correlation needs no reader of records
-    from dcls_jax.eval import clickme, localisation
+    from dcls_jax.eval import accuracy, clickme, localisation
     from dcls_jax.eval.data.records import RecordError, write_records
     from dcls_jax.eval.metric import Settings
     from dcls_jax.eval.rank import average_ranks, spearman
@@ -13,6 +13,7 @@ __all__ = [
     "RecordError",
     "ResultsError",
     "Settings",
+    "accuracy",
     "average_ranks",
     "clickme",
     "localisation",

@@ -123,10 +123,11 @@ def preprocess(images: Picture | Sequence[Picture], model: "Backbone") -> np.nda
     pictures = cast(Sequence[Picture], [images] if one else list(cast(Sequence[Picture], images)))
     if not pictures:
         raise ValueError(f"images (={images!r}) hold no picture")
-    return np.stack([model.transform(_opened(picture)) for picture in pictures])
+    return np.stack([model.transform(as_picture(picture)) for picture in pictures])
 
 
-def _opened(picture: Picture) -> Image.Image:
+def as_picture(picture: Picture) -> Image.Image:
+    """A picture of any kind that `preprocess` takes, as Pillow's; raises as it does."""
     if isinstance(picture, str | PathLike):
         return opened(picture)
     if isinstance(picture, np.ndarray):

@@ -46,7 +46,7 @@ def evaluation(name: str) -> Callable[[Callable[..., Sequence["Result"]]], None]
             at_work()
             subject = Subject(**{option.name: options[option.name] for option in shared})
             chosen = {option.name: options[option.name] for option in own}
-            tags = [str(value) for value in chosen.values() if not isinstance(value, list)]
+            tags = [value for value in chosen.values() if isinstance(value, str)]
             folder = subject.out / "-".join((name, subject.name, *tags))
             print_results(function(subject, subject.settings(folder), **chosen))
             print(printable(f"results: {folder}"))
@@ -79,3 +79,21 @@ def _clickme(
 
     protocols = clickme.PROTOCOLS if protocol == "both" else (protocol,)
     return clickme.evaluate_protocols(subject.build(), paths, protocols, method=method, settings=settings)
+
+
+@evaluation("accuracy")
+def _accuracy(
+    subject: Subject,
+    settings: "Settings",
+    pictures: Annotated[
+        Path | None,
+        typer.Argument(help="A folder with one of pictures for each class; else ImageNet's validation split of TFDS."),
+    ] = None,
+) -> Sequence["Result"]:
+    """How often a model is right, at once or in five guesses, beside what was published of its weights."""
+    from dcls_jax.eval import accuracy
+    from dcls_jax.eval.data.folder import Folder
+    from dcls_jax.eval.data.imagenet import ImageNet
+
+    samples = ImageNet() if pictures is None else Folder(pictures)
+    return [accuracy.evaluate(subject.build(), samples, settings, published=subject.accuracy())]

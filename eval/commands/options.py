@@ -1,6 +1,6 @@
 """What several commands have in common."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
@@ -13,6 +13,7 @@ from dcls_jax.eval.cli import Stopped, at_work, end
 if TYPE_CHECKING:
     from dcls_jax.eval.metric import Settings
     from dcls_jax.models import Backbone
+    from dcls_jax.models.published import Accuracy
 
 Model = Annotated[str, typer.Option("--model", "-m", help="A name that `dcls-jax models` lists.")]
 Dcls = Annotated[bool, typer.Option("--dcls", help="The model with DCLS, in its published setting.")]
@@ -58,6 +59,13 @@ class Subject:
         from dcls_jax.models import create_model
 
         return create_model(self.model, dcls=self.dcls, num_classes=self.num_classes, weights=self.weights)
+
+    def accuracy(self) -> "Sequence[Accuracy]":
+        """What is said of the weights, where they are a published file."""
+        from dcls_jax.models.create import published_file
+
+        published = published_file(self.model, dcls=self.dcls, weights=self.weights)
+        return published.accuracy if published else ()
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import groupby
+from textwrap import fill
 
 from rich import box
 from rich.console import Console
@@ -11,18 +12,18 @@ from rich.text import Text
 from dcls_jax.eval.metric import Result
 from dcls_jax.eval.results import shortened
 
+_NARROW = 9  # characters of a number's column, or a word
+
 
 def results_table(results: Sequence[Result]) -> Table:
-    """One row per result of one metric, narrow enough for 80 columns; labels that all share stand in the title."""
-    labels = list(results[0].labels)
-    shared = [name for name in labels if len({r.labels[name] for r in results}) == 1]
-    title = ", ".join([results[0].title, *(f"{name} {results[0].labels[name]}" for name in shared)])
-    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    told_by = [name for name in labels if name not in shared]
+    """One row per result of one metric, narrow enough for 80 columns, without the labels that all share."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    shared = _shared(results)
+    told_by = [name for name in results[0].labels if name not in shared]
     for column in ("model", *told_by):
         table.add_column(column, overflow="fold")
     values = list(dict.fromkeys(name for r in results for name in r.values))
-    for column in (*(name.replace("_", " ") for name in values), "counted", "left out"):
+    for column in (*(fill(name.replace("_", " "), _NARROW) for name in values), "counted", "left out"):
         table.add_column(column, justify="right")
     for r in results:
         numbers = (f"{r.values[name]:.4f}" if name in r.values else "" for name in values)
@@ -32,10 +33,17 @@ def results_table(results: Sequence[Result]) -> Table:
     return table
 
 
+def _shared(results: Sequence[Result]) -> dict[str, str]:
+    """The labels that are alike in all results."""
+    return {name: of for name, of in results[0].labels.items() if all(r.labels[name] == of for r in results)}
+
+
 def print_results(results: Sequence[Result], console: Console | None = None) -> None:
     """Print a table for each metric, and below them the first ten records that could not be read, and how many more."""
     console = Console() if console is None else console
-    for _, of_metric in groupby(results, key=lambda result: result.title):
-        console.print(results_table(list(of_metric)))
+    for title, group in groupby(results, key=lambda result: result.title):
+        of_metric = list(group)
+        console.print(Text(", ".join([title, *map(" ".join, _shared(of_metric).items())]), "italic"))
+        console.print(results_table(of_metric))
     for line in shortened([*dict.fromkeys(line for r in results for line in r.bad_records)]):
         console.print(f"bad: {line}", style="red", markup=False, highlight=False, soft_wrap=True)

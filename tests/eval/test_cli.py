@@ -25,7 +25,9 @@ def run(monkeypatch, *arguments):
     return stop.value.code or 0
 
 
-@pytest.mark.parametrize("command", [[], ["demo"], ["convert"], ["cam"], ["eval"], ["eval", "clickme"], ["models"]])
+@pytest.mark.parametrize(
+    "command", [[], ["demo"], ["convert"], ["cam"], ["eval"], ["eval", "clickme"], ["eval", "accuracy"], ["models"]]
+)
 def test_help_explains_every_option(monkeypatch, capsys, command):
     assert run(monkeypatch, *command, "--help") == 0
     assert "Usage" in capsys.readouterr().out
