@@ -14,6 +14,7 @@ import numpy as np
 from jax import Array
 from PIL import Image
 
+from dcls_jax.cam import explain, options_of, postprocess
 from dcls_jax.eval import metric as metrics
 from dcls_jax.eval.data.clickme import SIZE, ClickMe, Stored, human_maps, picture
 from dcls_jax.eval.data.clickme import Sample as Sample
@@ -23,7 +24,7 @@ from dcls_jax.eval.data.source import check_label
 from dcls_jax.eval.metric import Metric, Settings, classes_of, mean
 from dcls_jax.eval.rank import spearman
 from dcls_jax.eval.status import Scores, Status, first_reason, map_status
-from dcls_jax.eval.study import study_maps
+from dcls_jax.eval.study import STUDY, raw_study_maps
 from dcls_jax.models import Backbone, Transform
 
 HUMAN_CEILING = 0.65753  # mean correlation of one half of the people with the other
@@ -94,7 +95,9 @@ def evaluate(
 ) -> Result:
     """Alignment of a model's maps with people's, on all devices of all hosts.
 
-    method: "grad_cam" or "threshold_grad_cam", as the study computes them.
+    method: any of `dcls_jax.cam.METHODS` with its own options. Maps of the study's, "grad_cam" and
+        "threshold_grad_cam", are presented as the study does; of others the raw map through ReLU and min-max. Random
+        numbers are the same for every image.
     protocol: the model sees `transform`'s resize and central crop of the 224 x 224 image. "published" compares its map
         with the whole heatmap all the same, as the study did; "aligned" compares it with the heatmap's part that the
         model saw, resized and cropped (bilinear) like the image. They differ only where the transform crops.
@@ -118,12 +121,18 @@ def evaluate_protocols(
     settings: Settings = Settings(),  # noqa: B008  (frozen)
 ) -> tuple[Result, ...]:
     """`evaluate` by several protocols for the cost of one: a result each, from the same maps, kept in one folder."""
-    for protocol in protocols:
-        if protocol not in PROTOCOLS:
-            raise ValueError(f"protocol (={protocol!r}) must be 'aligned' or 'published'")
+    check_choice(method, protocols)
     alignment = metric(model, protocols, method=method, transform=settings.transform_of(model))
     results = metrics.run(alignment, model, ClickMe(paths, skip_bad=settings.skip_bad), settings)
     return tuple(Result(**vars(result)) for result in results)
+
+
+def check_choice(method: str, protocols: Sequence[str] = PROTOCOLS) -> None:
+    """Raise ValueError for a method or a protocol that there is not, naming those there are."""
+    options_of(method)
+    for protocol in protocols:
+        if protocol not in PROTOCOLS:
+            raise ValueError(f"protocol (={protocol!r}) must be 'aligned' or 'published'")
 
 
 def metric(
@@ -161,16 +170,24 @@ def _preparation(transform: Transform, protocols: Sequence[Protocol], classes: i
 
 
 def _scores(model: Backbone, records: Record, *, method: str, protocols: tuple[Protocol, ...]) -> dict[str, Scores]:
-    maps = study_maps(model, records.image, records.label, method=method, size=SIZE)
+    raw = _raw_maps(model, records, method)
+    maps = postprocess(raw, size=SIZE, **STUDY.get(method, {}))
     by_protocol = jax.vmap(jax.vmap(spearman, in_axes=(None, 0)))(maps, records.heatmaps)
+    status = first_reason(map_status(raw), map_status(maps))
     return {
-        protocol: Scores({"spearman": by_protocol[:, i]}, _status(maps, records.heatmaps[:, i]))
+        protocol: Scores(
+            {"spearman": by_protocol[:, i]},
+            first_reason(status, map_status(records.heatmaps[:, i], Status.CONSTANT_HUMAN)),
+        )
         for i, protocol in enumerate(protocols)
     }
 
 
-def _status(maps: Array, heatmaps: Array) -> Array:
-    return first_reason(map_status(maps), map_status(heatmaps, Status.CONSTANT_HUMAN))
+def _raw_maps(model: Backbone, records: Record, method: str) -> Array:
+    if method in STUDY:
+        return raw_study_maps(model, records.image, records.label, method=method)
+    options: dict[str, Any] = {"key": jax.random.key(0)} if "key" in options_of(method) else {}
+    return explain(model, records.image, records.label, method=method, **options)
 
 
 def _summary(values: Mapping[str, np.ndarray]) -> dict[str, float]:

@@ -18,6 +18,19 @@ STUDY: dict[str, dict[str, Any]] = {
 }
 
 
+def raw_study_maps(model: Model, images: ArrayLike, labels: Targets, *, method: str) -> Array:
+    """The study's maps before they are presented, a mean over channels: images (B, H, W, 3) -> (B, h, w).
+
+    Raises ValueError for a method that the study does not have.
+    """
+    if method not in STUDY:
+        raise ValueError(f"method (={method!r}) is not in the study, which has {', '.join(STUDY)}")
+    images = jnp.asarray(images)
+    maps: Array = METHODS[method](model, images, labels)
+    channels: int = jax.eval_shape(lambda model, x: model.features(x), model, images).shape[-1]
+    return maps / channels
+
+
 def study_maps(
     model: Model, images: ArrayLike, labels: Targets, *, method: str = "grad_cam", size: int | None = 224
 ) -> Array:
@@ -27,9 +40,4 @@ def study_maps(
     (size None: none). Only a constant threshold map differs: 0.3 everywhere, where the study has NaN.
     Raises ValueError for a method that the study does not have.
     """
-    if method not in STUDY:
-        raise ValueError(f"method (={method!r}) is not in the study, which has {', '.join(STUDY)}")
-    images = jnp.asarray(images)
-    maps = METHODS[method](model, images, labels)
-    channels = jax.eval_shape(lambda model, x: model.features(x), model, images).shape[-1]
-    return postprocess(maps / channels, size=size, **STUDY[method])
+    return postprocess(raw_study_maps(model, images, labels, method=method), size=size, **STUDY[method])

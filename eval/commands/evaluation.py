@@ -68,7 +68,9 @@ def _clickme(
     subject: Subject,
     settings: "Settings",
     paths: Annotated[list[str], typer.Argument(help="ClickMe's TFRecord files, their folder, or globs.")],
-    method: Annotated[Literal["grad_cam", "threshold_grad_cam"], typer.Option(help="The study's method.")] = "grad_cam",
+    method: Annotated[
+        str, typer.Option(help="A method of `dcls-jax cam`; grad_cam and threshold_grad_cam are as in the study.")
+    ] = "grad_cam",
     protocol: Annotated[
         Literal["aligned", "published", "both"],
         typer.Option(help="Compare the field that the model sees, or as the study did the whole picture."),
@@ -77,6 +79,7 @@ def _clickme(
     """How well a model's maps agree with people's clicks: Spearman's correlation over the human ceiling."""
     from dcls_jax.eval import clickme
 
+    clickme.check_choice(method)
     protocols = clickme.PROTOCOLS if protocol == "both" else (protocol,)
     return clickme.evaluate_protocols(subject.build(), paths, protocols, method=method, settings=settings)
 

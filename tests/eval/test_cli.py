@@ -196,6 +196,13 @@ def test_cam_checks_how_to_draw_before_any_work(monkeypatch, capsys, cam, pictur
     assert message in capsys.readouterr().err
 
 
+def test_an_unknown_method_is_named_before_a_model_is_made(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(dcls_jax.models, "create_model", lambda *_, **__: pytest.fail("a model was made"))
+    options = ["--model", "convnext_tiny", "--method", "magic", "--out", tmp_path]
+    assert run(monkeypatch, "eval", "clickme", "x", *options) == 1
+    assert "method (='magic') must be one of cam, grad_cam, hires_cam" in capsys.readouterr().err
+
+
 def test_cam_names_a_file_that_is_no_picture(cam, capsys, tmp_path, picture):
     (tmp_path / "text.png").write_text("no picture")
     assert cam(picture, tmp_path / "text.png")[0] == 1
