@@ -1,13 +1,17 @@
 """Orbax checkpoints, folders of nested numpy arrays: read, and written beside what they replace before they do."""
 
 import contextlib
+import gc
+import logging
 import os
 import pathlib
 import re
 import shutil
 import signal
+import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from types import FrameType
 from typing import Any
@@ -20,6 +24,7 @@ from dcls_jax.models.state_dicts import CheckpointError, reason
 
 _MARKER = "_CHECKPOINT_METADATA"
 _ENTRIES = {_MARKER, "orbax.checkpoint", "commit_success.txt", "state"}
+_SILENCE = 0.2  # seconds after which threads have said what they have to say of an error
 
 
 def absolute(path: str | os.PathLike[str]) -> pathlib.Path:
@@ -71,9 +76,11 @@ def _write(tree: Mapping[str, Any], folder: pathlib.Path, beside: pathlib.Path) 
         beside.mkdir(parents=True)
     try:
         try:
-            with _plain(beside) as place:
+            with _plain(beside) as place, _said_once():
                 ocp.save(place / "new", tree)
         except Exception as error:  # orbax raises many kinds for what is one thing to the user
+            if code := re.search(r"os_error_code='(\d+)'", str(error)):
+                raise OSError(number := int(code[1]), os.strerror(number), str(folder)) from error
             raise OSError(f"the checkpoint {folder} could not be written: {reason(error)}") from error
         if first:
             if folder.exists():
@@ -107,6 +114,39 @@ def _uninterrupted() -> Iterator[None]:
             handler(*waiting[0])
 
 
+@contextlib.contextmanager
+def _said_once() -> Iterator[None]:
+    """An error of Orbax is raised and no more: its threads and TensorStore's log and print pages of it besides."""
+    hook = sys.unraisablehook
+    heard: list[float] = []
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+
+    def unless_closed(lost: Any) -> None:
+        if str(lost.exc_value) == "Event loop is closed":
+            heard.append(time.monotonic())
+        else:
+            hook(lost)
+
+    def no_error(record: logging.LogRecord) -> bool:
+        return record.levelno < logging.ERROR
+
+    sys.unraisablehook = unless_closed
+    for logger in loggers:
+        logger.addFilter(no_error)
+    try:
+        yield
+    except Exception:
+        gc.collect()  # tasks whose errors nobody asked for say so in the end
+        heard.append(time.monotonic())
+        while time.monotonic() - heard[-1] < _SILENCE:
+            time.sleep(_SILENCE / 10)
+        raise
+    finally:
+        sys.unraisablehook = hook
+        for logger in loggers:
+            logger.removeFilter(no_error)
+
+
 def _put_back(folder: pathlib.Path, beside: pathlib.Path) -> None:
     """Remove what a call that was stopped left beside a folder, but for the old checkpoint where it has no new one."""
     if (beside / "old").exists() and not folder.exists():
@@ -131,7 +171,7 @@ def read_tree(folder: pathlib.Path) -> dict[str, np.ndarray]:
     from orbax.checkpoint import v1 as ocp
 
     try:
-        with _plain(folder) as place:
+        with _plain(folder) as place, _said_once():
             tree = ocp.load(place)
     except Exception as error:  # orbax raises many kinds for what is one thing to the user
         no_hub = "" if is_checkpoint(folder) else ", nor has it the files of a model hub"

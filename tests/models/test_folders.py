@@ -94,6 +94,29 @@ def test_a_save_that_fails_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["weights"]
 
 
+FULL = """
+import resource, sys
+from flax import nnx
+from dcls_jax import Dcls2d
+from dcls_jax.models import save_weights
+
+layer = Dcls2d(64, 64, 9, dilated_kernel_size=5, rngs=nnx.Rngs(0))
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+try:
+    save_weights(layer, sys.argv[1])
+except OSError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limits there")
+def test_what_cannot_be_written_is_said_in_one_line(tmp_path):
+    folder = tmp_path / "weights"
+    done = subprocess.run([sys.executable, "-c", FULL, folder], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == (f"[Errno 27] File too large: '{folder}'\n", "")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("moved", [1, 2])
 def test_a_save_stopped_at_either_rename_leaves_the_old_checkpoint(tmp_path, monkeypatch, moved):
     save_weights(layer(1), tmp_path / "weights")
@@ -216,8 +239,6 @@ def test_positions_are_swapped_wherever_they_are_from(tmp_path):
         np.testing.assert_array_equal(swapped.positions.P[...], model.positions.P[...][::-1])
 
 
-# Orbax closes the loop that the rest of its reads report to.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_damaged_orbax_checkpoints_are_named(tmp_path):
     save_weights(layer(), tmp_path / "weights")
     for part in ("_METADATA", "manifest.ocdbt"):
