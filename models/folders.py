@@ -79,8 +79,8 @@ def _write(tree: Mapping[str, Any], folder: pathlib.Path, beside: pathlib.Path) 
             with _plain(beside) as place, _said_once():
                 ocp.save(place / "new", tree)
         except Exception as error:  # orbax raises many kinds for what is one thing to the user
-            if code := re.search(r"os_error_code='(\d+)'", str(error)):
-                raise OSError(number := int(code[1]), os.strerror(number), str(folder)) from error
+            if number := _number(error):
+                raise OSError(number, os.strerror(number), str(folder)) from error
             raise OSError(f"the checkpoint {folder} could not be written: {reason(error)}") from error
         if first:
             if folder.exists():
@@ -89,6 +89,13 @@ def _write(tree: Mapping[str, Any], folder: pathlib.Path, beside: pathlib.Path) 
     finally:
         if first:
             _put_back(folder, beside)
+
+
+def _number(error: Exception) -> int | None:
+    """The system's number of an error, of which TensorStore keeps the text alone."""
+    if found := re.search(r"os_error_code='(\d+)'", str(error)):
+        return int(found[1])
+    return error.errno if isinstance(error, OSError) else None
 
 
 @contextlib.contextmanager
