@@ -1,8 +1,8 @@
 """A folder of results that a killed run leaves usable and a rerun completes.
 
 `run.json` says what is computed, `part-000000.npz` and so on hold one batch each, `summary.json` is written last; by
-`lock` one run at a time holds the folder (`locks.py` says where). Files appear under their names only when complete; a
-half-written one, which only a killed run leaves, keeps the ending `.tmp` and is written anew.
+`lock` one run at a time holds the folder (`models/locks.py` says where). Files appear under their names only when
+complete; a half-written one, which only a killed run leaves, keeps the ending `.tmp` and is written anew.
 """
 
 import errno
@@ -22,7 +22,8 @@ import jax
 import numpy as np
 
 from dcls_jax.eval.hosts import together
-from dcls_jax.eval.locks import ResultsError, hold, now
+from dcls_jax.eval.locks import ResultsError, hold
+from dcls_jax.models.locks import now
 
 Arrays = dict[str, np.ndarray]
 

@@ -242,8 +242,13 @@ def save_weights(model: nnx.Module, folder: str | PathLike[str]) -> None:
     """Write parameters and batch statistics as an Orbax checkpoint: nested dicts of numpy arrays, by our own names.
 
     A checkpoint at `folder` is replaced once the new one is complete, and only if nothing else is in the folder. Raises
-    FileExistsError, which names what is, and OSError where nothing can be written.
+    FileExistsError, which names what is, and OSError where nothing can be written, or another process writes there.
     """
+    write_tree(tree_of(model), absolute(folder))
+
+
+def tree_of(model: nnx.Module) -> dict[str, Any]:
+    """What `save_weights` writes."""
     tree: dict[str, Any] = {}
     for path, leaf in _leaves(model).items():
         *parents, name = map(str, path)
@@ -251,7 +256,7 @@ def save_weights(model: nnx.Module, folder: str | PathLike[str]) -> None:
         for parent in parents:
             node = node.setdefault(parent, {})
         node[name] = np.asarray(leaf[...])
-    write_tree(tree, absolute(folder))
+    return tree
 
 
 def state_dict(model: nnx.Module) -> dict[str, np.ndarray]:

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
 from typing import Any
 
@@ -20,6 +20,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from dcls_jax.models.locks import hold
 from dcls_jax.models.state_dicts import CheckpointError, reason
 
 _MARKER = "_CHECKPOINT_METADATA"
@@ -50,31 +51,37 @@ def check_replaceable(folder: pathlib.Path) -> None:
         )
 
 
-def write_tree(tree: Mapping[str, Any], folder: pathlib.Path) -> None:
+def write_tree(
+    tree: Mapping[str, Any], folder: pathlib.Path, check: Callable[[pathlib.Path], object] | None = None
+) -> None:
     """Write nested dicts of numpy arrays as an Orbax checkpoint, which replaces one at `folder` once it is complete.
 
     Until then it is in .NAME.dcls_jax beside the folder, and two renames swap it for the old one, which is whole at any
     time: there alone after a kill between the two, until the next call puts it back. A link to a folder stays one.
     Ctrl-C waits for the end, unless it is pressed twice.
+    check: is given the complete checkpoint before it takes its name, which it does not if this raises.
 
-    Raises FileExistsError as `check_replaceable` does, and OSError where nothing can be written.
+    Raises FileExistsError as `check_replaceable` does, InUseError (an OSError) where another process writes there, and
+    OSError where nothing can be written.
     """
     folder = pathlib.Path(os.path.realpath(folder))
     check_replaceable(folder)
     with _uninterrupted():
-        _write(tree, folder, folder.with_name(f".{folder.name}.dcls_jax"))
+        _write(tree, folder, folder.with_name(f".{folder.name}.dcls_jax"), check)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("dcls_jax.models.folders")
 
 
-def _write(tree: Mapping[str, Any], folder: pathlib.Path, beside: pathlib.Path) -> None:
+def _write(
+    tree: Mapping[str, Any],
+    folder: pathlib.Path,
+    beside: pathlib.Path,
+    check: Callable[[pathlib.Path], object] | None,
+) -> None:
     from orbax.checkpoint import v1 as ocp
 
     first = jax.process_index() == 0
-    if first:
-        _put_back(folder, beside)
-        beside.mkdir(parents=True)
-    try:
+    with _held(folder, beside) if first else contextlib.nullcontext():
         try:
             with _plain(beside) as place, _said_once():
                 ocp.save(place / "new", tree)
@@ -82,13 +89,33 @@ def _write(tree: Mapping[str, Any], folder: pathlib.Path, beside: pathlib.Path) 
             if number := _number(error):
                 raise OSError(number, os.strerror(number), str(folder)) from error
             raise OSError(f"the checkpoint {folder} could not be written: {reason(error)}") from error
+        if check is not None:
+            check(beside / "new")
+        check_replaceable(folder)  # so much time later
         if first:
             if folder.exists():
                 folder.rename(beside / "old")
             (beside / "new").rename(folder)
-    finally:
-        if first:
+
+
+@contextlib.contextmanager
+def _held(folder: pathlib.Path, beside: pathlib.Path) -> Iterator[None]:
+    """`beside`, made and held for as long as `folder` is written, without what a call that was killed left there."""
+    beside.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = hold(beside, folder)
+    except OSError:
+        with contextlib.suppress(OSError):
+            beside.rmdir()  # where nothing is in it
+        raise
+    with open(lock):
+        try:
             _put_back(folder, beside)
+            shutil.rmtree(beside / "new", ignore_errors=True)
+            yield
+        finally:
+            _put_back(folder, beside)
+            shutil.rmtree(beside, ignore_errors=True)
 
 
 def _number(error: Exception) -> int | None:
@@ -155,10 +182,11 @@ def _said_once() -> Iterator[None]:
 
 
 def _put_back(folder: pathlib.Path, beside: pathlib.Path) -> None:
-    """Remove what a call that was stopped left beside a folder, but for the old checkpoint where it has no new one."""
-    if (beside / "old").exists() and not folder.exists():
+    """Put the old checkpoint back where there is no new one, else remove it."""
+    if folder.exists():
+        shutil.rmtree(beside / "old", ignore_errors=True)
+    elif (beside / "old").exists():
         (beside / "old").rename(folder)
-    shutil.rmtree(beside, ignore_errors=True)
 
 
 @contextlib.contextmanager
