@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dcls_jax.eval.clickme import Result
-from dcls_jax.eval.results import shortened
+from dcls_jax.models.state_dicts import shortened
 
 
 def alignment_table(results: Sequence[Result]) -> Table:
@@ -33,5 +33,5 @@ def print_results(results: Sequence[Result], console: Console | None = None) -> 
     """Print the table of results, and below it the first ten records that could not be read, and how many more."""
     console = Console() if console is None else console
     console.print(alignment_table(results))
-    for line in shortened([*dict.fromkeys(line for r in results for line in r.bad_records)]):
+    for line in shortened(dict.fromkeys(line for r in results for line in r.bad_records)):
         console.print(f"bad: {line}", style="red", markup=False, highlight=False, soft_wrap=True)

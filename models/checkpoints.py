@@ -35,7 +35,6 @@ _COUNTERS = ("num_batches_tracked", "total_ops", "total_params")  # of batch nor
 _TORCH_LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 _SAVED = (nnx.Param, nnx.BatchStat)
 _HUGE = 1e10  # what no weight or statistic of a sound model is beyond
-_LISTED = 10  # of each kind of problem
 
 
 class Rename(NamedTuple):
@@ -81,7 +80,7 @@ def load_weights(
         slots, found = _without_head(slots), _without_head(found)
     _check(slots, found, keys)
     if odd := [keys[name] for name, slot in slots.items() if not slot.holds(found[name])]:
-        warnings.warn(f"weights that are not finite or too large: {shortened(odd, 3)}", stacklevel=2)
+        warnings.warn(f"weights that are not finite or too large: {', '.join(shortened(odd, 3))}", stacklevel=2)
     return _with_leaves(model, {slot.path: slot.from_torch(found[name]) for name, slot in slots.items()})
 
 
@@ -211,14 +210,9 @@ def _check(slots: Mapping[str, _Slot], found: StateDict, keys: Mapping[str, str]
         other = first.setdefault(slot.path, name)
         if other != name and not np.array_equal(array, found[other], equal_nan=True):
             problems["unequal"].append(f"{called(other)} and {called(name)} should be one shared array")
-    lines = [f"{kind}: {line}" for kind, all_of_it in problems.items() for line in _first(all_of_it)]
+    lines = [f"{kind}: {line}" for kind, all_of_it in problems.items() for line in shortened(all_of_it)]
     if lines:
         raise CheckpointError("\n  ".join(["the checkpoint does not fit the model", *lines]))
-
-
-def _first(lines: list[str]) -> list[str]:
-    more = len(lines) - _LISTED
-    return [*lines[:_LISTED], f"{more} more"] if more > 0 else lines
 
 
 def _without_head(by_name: dict[str, V]) -> dict[str, V]:
