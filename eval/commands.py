@@ -20,6 +20,8 @@ app = typer.Typer(
 evaluations = typer.Typer(no_args_is_help=True, help="Evaluate the maps of a model on a data set.")
 app.add_typer(evaluations, name="eval")
 
+_CHECKPOINT = "a .pth, .pth.tar, .pt, .bin or .safetensors file, a model hub's folder of these, or an Orbax folder"
+
 Model = Annotated[str, typer.Option("--model", "-m", help="A name that `dcls-jax models` lists.")]
 Dcls = Annotated[bool, typer.Option("--dcls", help="The model with DCLS, in its published setting.")]
 Weights = Annotated[
@@ -27,7 +29,7 @@ Weights = Annotated[
     typer.Option(
         "--weights",
         "-w",
-        help="A checkpoint: .pth, .pth.tar, .safetensors or Orbax folder; or 'published' to download it.",
+        help=f"A checkpoint: {_CHECKPOINT}; or 'published' to download it.",
     ),
 ]
 
@@ -184,7 +186,7 @@ def evaluate_clickme(
 @app.command()
 @_command
 def convert(
-    source: Annotated[Path, typer.Argument(help="A .pth, .pth.tar, .pt or .safetensors file, or an Orbax folder.")],
+    source: Annotated[Path, typer.Argument(help=f"A checkpoint: {_CHECKPOINT}.")],
     destination: Annotated[Path, typer.Argument(help="The folder to write; it must not exist.")],
     model: Model,
     dcls: Annotated[bool, typer.Option("--dcls", help="The checkpoint is of the model with DCLS.")] = False,

@@ -31,6 +31,15 @@ def test_help_explains_every_option(monkeypatch, capsys, command):
     assert "Usage" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("command", [["convert"], ["cam"], ["eval", "clickme"]])
+def test_help_says_what_a_checkpoint_may_be(monkeypatch, capsys, command):
+    monkeypatch.setenv("COLUMNS", "500")
+    assert run(monkeypatch, *command, "--help") == 0
+    said = capsys.readouterr().out
+    for kind in (".pth, .pth.tar, .pt, .bin or .safetensors file", "model hub", "Orbax folder"):
+        assert kind in said
+
+
 def test_nonsense_ends_with_code_2(monkeypatch, capsys):
     assert run(monkeypatch, "explode") == 2
     assert "No such command" in capsys.readouterr().err
