@@ -208,6 +208,16 @@ def test_cam_names_a_file_that_is_no_picture(cam, capsys, tmp_path, picture):
     assert "text.png is not a picture" in capsys.readouterr().err
 
 
+@pytest.mark.filterwarnings("default:weights that are not finite")
+def test_a_warning_is_one_line(monkeypatch, capsys, tmp_path):
+    model = random_model(lambda: create_model("convnext_tiny", num_classes=4))
+    model.fc.bias.set_value(model.fc.bias[...] * np.nan)
+    save_weights(model, tmp_path / "odd")
+    arguments = [tmp_path / "odd", tmp_path / "out", "--model", "convnext_tiny", "--num-classes", 4]
+    assert run(monkeypatch, "convert", *arguments) == 0
+    assert capsys.readouterr().err == "warning: weights that are not finite or too large: fc.bias\n"
+
+
 def test_converter_is_the_same_command(tmp_path):
     script = Path(cli.__file__).resolve().parents[1] / "convert_weights.py"
     done = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True, check=True)
