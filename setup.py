@@ -45,7 +45,7 @@ setup(
     ext_modules=[
         Extension(
             "dcls_jax.native._kernels",
-            sources=[str(NATIVE / name) for name in ("depthwise.cc", "ranks.cc", "version.cc")],
+            sources=[str(NATIVE / name) for name in ("depthwise.cc", "cuda.cc", "ranks.cc", "version.cc")],
             depends=[str(NATIVE / "depthwise_kernels.inc"), str(NATIVE / "parallel.h")],
             include_dirs=[str(Path(jaxlib.__file__).parent / "include")],
             extra_compile_args=["-O3", "-std=c++17", "-Wno-return-type", "-g0"],

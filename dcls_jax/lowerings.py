@@ -122,7 +122,7 @@ def _product(equation: str, matrix: np.ndarray | Array, x: Array) -> Array:
 
 def shifts(x: Array, kernel: Array, pads: Pads, strides: Strides) -> Array:
     """One shifted copy of the image per kernel cell, multiplied and added: fused, or a row of cells at a time."""
-    kernel, pads = _reachable(x, kernel, pads)
+    kernel, pads = reachable(x, kernel, pads)
     kh, kw, _ = kernel.shape
     x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
     height, width = ((s - k) // stride + 1 for s, k, stride in zip(x.shape[1:3], (kh, kw), strides, strict=True))
@@ -145,7 +145,7 @@ def shifts(x: Array, kernel: Array, pads: Pads, strides: Strides) -> Array:
     return total.astype(x.dtype)
 
 
-def _reachable(x: Array, kernel: Array, pads: Pads) -> tuple[Array, Pads]:
+def reachable(x: Array, kernel: Array, pads: Pads) -> tuple[Array, Pads]:
     """Without the kernel cells that only ever meet padding, as most do where the kernel outgrows the image."""
     slices, kept = [], []
     for size, k, (low, high) in zip(x.shape[1:3], kernel.shape[:2], pads, strict=True):

@@ -35,7 +35,6 @@ _COUNTERS = ("num_batches_tracked", "total_ops", "total_params")  # of batch nor
 _TORCH_LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 _SAVED = (nnx.Param, nnx.BatchStat)
 _HUGE = 1e10  # what no weight or statistic of a sound model is beyond
-_LISTED = 10  # of each kind of problem
 
 
 class Rename(NamedTuple):
@@ -81,7 +80,7 @@ def load_weights(
         slots, found = _without_head(slots), _without_head(found)
     _check(slots, found, keys)
     if odd := [keys[name] for name, slot in slots.items() if not slot.holds(found[name])]:
-        warnings.warn(f"weights that are not finite or too large: {shortened(odd, 3)}", stacklevel=2)
+        warnings.warn(f"weights that are not finite or too large: {', '.join(shortened(odd, 3))}", stacklevel=2)
     return _with_leaves(model, {slot.path: slot.from_torch(found[name]) for name, slot in slots.items()})
 
 
@@ -211,14 +210,9 @@ def _check(slots: Mapping[str, _Slot], found: StateDict, keys: Mapping[str, str]
         other = first.setdefault(slot.path, name)
         if other != name and not np.array_equal(array, found[other], equal_nan=True):
             problems["unequal"].append(f"{called(other)} and {called(name)} should be one shared array")
-    lines = [f"{kind}: {line}" for kind, all_of_it in problems.items() for line in _first(all_of_it)]
+    lines = [f"{kind}: {line}" for kind, all_of_it in problems.items() for line in shortened(all_of_it)]
     if lines:
         raise CheckpointError("\n  ".join(["the checkpoint does not fit the model", *lines]))
-
-
-def _first(lines: list[str]) -> list[str]:
-    more = len(lines) - _LISTED
-    return [*lines[:_LISTED], f"{more} more"] if more > 0 else lines
 
 
 def _without_head(by_name: dict[str, V]) -> dict[str, V]:
@@ -242,8 +236,13 @@ def save_weights(model: nnx.Module, folder: str | PathLike[str]) -> None:
     """Write parameters and batch statistics as an Orbax checkpoint: nested dicts of numpy arrays, by our own names.
 
     A checkpoint at `folder` is replaced once the new one is complete, and only if nothing else is in the folder. Raises
-    FileExistsError, which names what is, and OSError where nothing can be written.
+    FileExistsError, which names what is, and OSError where nothing can be written, or another process writes there.
     """
+    write_tree(tree_of(model), absolute(folder))
+
+
+def tree_of(model: nnx.Module) -> dict[str, Any]:
+    """What `save_weights` writes."""
     tree: dict[str, Any] = {}
     for path, leaf in _leaves(model).items():
         *parents, name = map(str, path)
@@ -251,7 +250,7 @@ def save_weights(model: nnx.Module, folder: str | PathLike[str]) -> None:
         for parent in parents:
             node = node.setdefault(parent, {})
         node[name] = np.asarray(leaf[...])
-    write_tree(tree, absolute(folder))
+    return tree
 
 
 def state_dict(model: nnx.Module) -> dict[str, np.ndarray]:

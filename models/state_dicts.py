@@ -58,7 +58,7 @@ def flat_state_dict(loaded: Any, source: str) -> dict[str, np.ndarray]:
         raise CheckpointError(f"{source} holds a {_type(loaded)}, expected a state dict")
     strange = [key for key, value in loaded.items() if getattr(value, "shape", None) is None]
     if loaded and len(strange) == len(loaded):
-        has = shortened(map(str, loaded), 3)
+        has = ", ".join(shortened(map(str, loaded), 3))
         raise CheckpointError(f"{source} holds no state dict, bare or under {', '.join(_WRAPPERS)}; it has {has}")
     if strange:
         raise CheckpointError(f"{source} holds a {_type(loaded[strange[0]])} as {strange[0]}, expected an array")
@@ -209,11 +209,11 @@ def reason(error: BaseException) -> str:
     return re.split(r"\. |\n", str(error))[0][:300] or type(error).__name__
 
 
-def shortened(names: Iterable[str], at_most: int) -> str:
-    """The first names, and how many more there are."""
-    names = list(names)
-    more = f" and {len(names) - at_most} more" if len(names) > at_most else ""
-    return ", ".join(names[:at_most]) + more
+def shortened(lines: Iterable[str], at_most: int = 10) -> list[str]:
+    """The first lines, and how many more there are."""
+    lines = list(lines)
+    more = len(lines) - at_most
+    return [*lines[:at_most], f"and {more} more"] if more > 0 else lines
 
 
 def _type(value: object) -> str:

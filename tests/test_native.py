@@ -21,9 +21,9 @@ built = pytest.mark.skipif(not native.available(), reason="the native kernels ar
 @pytest.fixture
 def asked_anew():
     """`available` answers once per process; here it is asked again, and again afterwards."""
-    native.available.cache_clear()
+    native.library.cache_clear()
     yield native.available
-    native.available.cache_clear()
+    native.library.cache_clear()
 
 
 @built

@@ -19,43 +19,52 @@ from jax import Array
 
 LIBRARY = Path(__file__).with_name("_kernels.so")
 
-_HANDLERS = ("dcls_depthwise", "dcls_depthwise_kernel_gradient", "dcls_average_ranks", "dcls_spearman")
+_HANDLERS = {
+    "cpu": ("dcls_depthwise", "dcls_depthwise_kernel_gradient", "dcls_average_ranks", "dcls_spearman"),
+    "CUDA": ("dcls_cuda_launch",),
+}
 _LEVELS = {"plain": 0, "avx2": 1, "avx512": 2}
 
 
-@cache
 def available() -> bool:
-    """Whether the library is there and registered with XLA; a warning says why one that is there cannot be used."""
+    """Whether the library is there and registered with XLA."""
+    return library() is not None
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The library, registered with XLA; a warning says why one that is there cannot be used."""
     if os.environ.get("DCLS_JAX_NATIVE") == "0" or not LIBRARY.exists():
-        return False
+        return None
     try:
-        handlers = _load(LIBRARY)
+        opened, handlers = _load(LIBRARY)
     except (OSError, AttributeError, RuntimeError) as error:
         warnings.warn(
             f"the native kernels cannot be used ({error}); plain JAX takes their place, slower. To rebuild them: "
             "pip install --force-reinstall --no-deps --no-cache-dir dcls_jax, or in a checkout pip install -e .",
             stacklevel=2,
         )
-        return False
-    for name, handler in handlers.items():
-        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(handler), platform="cpu")
-    return True
+        return None
+    for (name, platform), handler in handlers.items():
+        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(handler), platform=platform)
+    return opened
 
 
-def _load(path: Path) -> dict[str, Any]:
-    """The library's handlers by name.
+def _load(path: Path) -> tuple[ctypes.CDLL, dict[tuple[str, str], Any]]:
+    """The library, and its handlers by name and platform.
 
     Raises OSError where it cannot be opened, AttributeError where a handler is missing, RuntimeError where it needs a
     newer XLA: to register it then would leave JAX without its CPU backend.
     """
-    library = ctypes.CDLL(str(path))
+    opened = ctypes.CDLL(str(path))
     major, minor = ctypes.c_int32(), ctypes.c_int32()
-    library.dcls_ffi_version(ctypes.byref(major), ctypes.byref(minor))
+    opened.dcls_ffi_version(ctypes.byref(major), ctypes.byref(minor))
     built, here = (major.value, minor.value), _ffi_version()
     if built[0] != here[0] or built > here:
         versions = ["{}.{}".format(*version) for version in (built, here)]
         raise RuntimeError(f"built for XLA's FFI {versions[0]}, where jaxlib {jax.lib.__version__} has {versions[1]}")
-    return {name: getattr(library, name) for name in _HANDLERS}
+    names = [(name, platform) for platform, names in _HANDLERS.items() for name in names]
+    return opened, {(name, platform): getattr(opened, name) for name, platform in names}
 
 
 def _ffi_version() -> tuple[int, int]:

@@ -6,12 +6,12 @@ from typing import Annotated
 import typer
 
 from dcls_jax.eval.cli import at_work, printable
-from dcls_jax.eval.commands.options import Model, NumClasses, command
+from dcls_jax.eval.commands.options import CHECKPOINT, Model, NumClasses, command
 
 
 @command
 def convert(
-    source: Annotated[Path, typer.Argument(help="A .pth, .pth.tar, .pt or .safetensors file, or an Orbax folder.")],
+    source: Annotated[Path, typer.Argument(help=f"A checkpoint: {CHECKPOINT}.")],
     destination: Annotated[Path, typer.Argument(help="The folder to write; it must not exist.")],
     model: Model,
     dcls: Annotated[bool, typer.Option("--dcls", help="The checkpoint is of the model with DCLS.")] = False,

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from dcls_jax.models import Backbone
     from dcls_jax.models.published import Accuracy
 
+CHECKPOINT = "a .pth, .pth.tar, .pt, .bin or .safetensors file, a model hub's folder of these, or an Orbax folder"
+
 Model = Annotated[str, typer.Option("--model", "-m", help="A name that `dcls-jax models` lists.")]
 Dcls = Annotated[bool, typer.Option("--dcls", help="The model with DCLS, in its published setting.")]
 Weights = Annotated[
@@ -22,7 +24,7 @@ Weights = Annotated[
     typer.Option(
         "--weights",
         "-w",
-        help="A checkpoint: .pth, .pth.tar, .safetensors or Orbax folder; or 'published' to download it.",
+        help=f"A checkpoint: {CHECKPOINT}; or 'published' to download it.",
     ),
 ]
 NumClasses = Annotated[int, typer.Option(help="How many classes the checkpoint has.")]

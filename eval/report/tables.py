@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dcls_jax.eval.metric import Result
-from dcls_jax.eval.results import shortened
+from dcls_jax.models.state_dicts import shortened
 
 _NARROW = 9  # characters of a number's column, or a word
 
@@ -45,5 +45,5 @@ def print_results(results: Sequence[Result], console: Console | None = None) -> 
         of_metric = list(group)
         console.print(Text(", ".join([title, *map(" ".join, _shared(of_metric).items())]), "italic"))
         console.print(results_table(of_metric))
-    for line in shortened([*dict.fromkeys(line for r in results for line in r.bad_records)]):
+    for line in shortened(dict.fromkeys(line for r in results for line in r.bad_records)):
         console.print(f"bad: {line}", style="red", markup=False, highlight=False, soft_wrap=True)

@@ -33,6 +33,15 @@ def test_help_explains_every_option(monkeypatch, capsys, command):
     assert "Usage" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("command", [["convert"], ["cam"], ["eval", "clickme"]])
+def test_help_says_what_a_checkpoint_may_be(monkeypatch, capsys, command):
+    monkeypatch.setenv("COLUMNS", "500")
+    assert run(monkeypatch, *command, "--help") == 0
+    said = capsys.readouterr().out
+    for kind in (".pth, .pth.tar, .pt, .bin or .safetensors file", "model hub", "Orbax folder"):
+        assert kind in said
+
+
 def test_nonsense_ends_with_code_2(monkeypatch, capsys):
     assert run(monkeypatch, "explode") == 2
     assert "No such command" in capsys.readouterr().err
@@ -207,6 +216,16 @@ def test_cam_names_a_file_that_is_no_picture(cam, capsys, tmp_path, picture):
     (tmp_path / "text.png").write_text("no picture")
     assert cam(picture, tmp_path / "text.png")[0] == 1
     assert "text.png is not a picture" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("default:weights that are not finite")
+def test_a_warning_is_one_line(monkeypatch, capsys, tmp_path):
+    model = random_model(lambda: create_model("convnext_tiny", num_classes=4))
+    model.fc.bias.set_value(model.fc.bias[...] * np.nan)
+    save_weights(model, tmp_path / "odd")
+    arguments = [tmp_path / "odd", tmp_path / "out", "--model", "convnext_tiny", "--num-classes", 4]
+    assert run(monkeypatch, "convert", *arguments) == 0
+    assert capsys.readouterr().err == "warning: weights that are not finite or too large: fc.bias\n"
 
 
 def test_converter_is_the_same_command(tmp_path):

@@ -15,6 +15,7 @@ import pytest
 from PIL import ExifTags, Image
 
 from dcls_jax.cam.pytree import pytree
+from dcls_jax.compilation import compiler_options
 from dcls_jax.eval import pictures, results
 from dcls_jax.models import Transform
 
@@ -197,6 +198,13 @@ def test_pictures_are_explained_a_few_at_a_time_as_all_at_once(tmp_path, monkeyp
     ]
     for column, maps in np.load(tmp_path / "whole" / "maps.npz").items():
         np.testing.assert_allclose(np.load(tmp_path / "parts" / "maps.npz")[column], maps, rtol=1e-5)
+
+
+def test_classes_are_predicted_by_a_program_compiled_as_maps_are(tmp_path, picture, monkeypatch):
+    expected, jit, options = compiler_options(), jax.jit, []
+    monkeypatch.setattr(jax, "jit", lambda *a, **how: options.append(how.get("compiler_options")) or jit(*a, **how))
+    pictures._predictions(linear(4))([np.asarray(Image.open(picture).resize((16, 16)))])
+    assert options == [expected]
 
 
 def test_nothing_is_written_where_one_of_many_pictures_is_none(tmp_path, picture):

@@ -91,7 +91,7 @@ def test_what_is_no_weight_is_refused_by_name(arrays, change, message):
 
 
 def test_what_is_no_state_dict_is_refused_with_what_it_has():
-    with pytest.raises(CheckpointError, match=r"no state dict, bare or under .*; it has epoch, lr, args and 1 more"):
+    with pytest.raises(CheckpointError, match=r"no state dict, bare or under .*; it has epoch, lr, args, and 1 more"):
         load_weights(layer(), {"epoch": 3, "lr": 0.1, "args": "", "optimiser": {}})
 
 
@@ -106,7 +106,7 @@ def test_implausible_weights_are_loaded_with_a_warning(arrays, value):
 
 
 def test_a_warning_names_a_few_keys(arrays):
-    with pytest.warns(UserWarning, match=r"too large: \S+, \S+, \S+ and 1 more$"):
+    with pytest.warns(UserWarning, match=r"too large: \S+, \S+, \S+, and 1 more$"):
         load_weights(layer(), {f"model.{name}": array * np.nan for name, array in arrays.items()})
 
 
@@ -123,7 +123,7 @@ def test_long_lists_are_cut_with_a_count(arrays):
         load_weights(layer(), arrays | strangers | {"bias": np.zeros(5)})
     lines = str(error.value).splitlines()
     assert len([line for line in lines if "unexpected: block" in line]) == 10
-    assert "  unexpected: 15 more" in lines
+    assert "  unexpected: and 15 more" in lines
     assert "  misshapen: bias has shape (5,), expected (4,)" in lines
 
 
