@@ -46,6 +46,12 @@ def test_boxes_of_the_originals_tests(map: np.ndarray, expected: list[list[int]]
     assert found[0].dtype.kind == "i"
 
 
+def test_boxes_of_what_is_above_everywhere() -> None:
+    for largest in (True, False):
+        assert localisation.boxes(np.full((3, 4), 0.5), 0, largest=largest).tolist() == [[0, 0, 3, 2]]
+        assert localisation.boxes(np.full((3, 4), 0.5), 1, largest=largest).tolist() == [[0, 0, 0, 0]]
+
+
 def test_boxes_of_every_outline_with_holes() -> None:
     found = localisation.boxes(RING, 0.5, largest=False)
     assert found.tolist() == [[2, 2, 5, 5], [2, 2, 5, 5]]  # without and within: the hole's has a pixel around it
