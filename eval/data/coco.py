@@ -68,12 +68,16 @@ class CocoMasks(PictureFiles[MaskSample]):
 
     def __init__(self, folder: str | PathLike[str], instances: str | PathLike[str]) -> None:
         root, content = Path(folder), _read(Path(instances))
-        self._images = content["images"]
-        self._label = {id: label for label, id in enumerate(sorted(entry["id"] for entry in content["categories"]))}
-        self._objects: dict[int, list[Mapping[str, Any]]] = {image["id"]: [] for image in self._images}
-        for entry in content["annotations"]:
-            self._objects[entry["image_id"]].append(entry)
-        super().__init__(root, [root / image["file_name"] for image in self._images])
+        try:
+            self._images: list[Mapping[str, Any]] = content["images"]
+            self._label = {id: label for label, id in enumerate(sorted(entry["id"] for entry in content["categories"]))}
+            self._objects: dict[int, list[Mapping[str, Any]]] = {image["id"]: [] for image in self._images}
+            for entry in content["annotations"]:
+                self._objects[entry["image_id"]].append(entry)
+            files = [root / image["file_name"] for image in self._images]
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{instances} lacks {error}, expected one of COCO's instances_*.json") from error
+        super().__init__(root, files)
         if not self._files or not self._files[0].is_file():
             what = self._images[0]["file_name"] if self._images else "pictures"
             raise FileNotFoundError(f"no {what} in {folder}; unpack the pictures of {Path(instances).name} there")
@@ -107,11 +111,10 @@ def segmentation_mask(segmentation: Any, size: Size) -> np.ndarray:
     return np.any([polygon_mask(polygon, size) for polygon in segmentation], axis=0)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"no {path}; it is in annotations_trainval2014.zip or annotations_trainval2017.zip")
-    content = json.loads(path.read_bytes())
-    lacking = {"images", "annotations", "categories"} - set(content)
-    if lacking:
-        raise ValueError(f"{path} has no {', '.join(sorted(lacking))}, expected one of COCO's instances_*.json")
-    return content
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON that can be read ({error})") from error

@@ -100,7 +100,7 @@ def pixels(file: Path | io.BytesIO, place: str) -> np.ndarray:
     Not turned by what EXIF says, as neither boxes nor published evaluations are. Raises RecordError, which says where.
     """
     try:
-        with Image.open(file) if isinstance(file, io.BytesIO) else opened(file) as picture:
-            return np.array(picture.convert("RGB"))
+        picture = Image.open(file) if isinstance(file, io.BytesIO) else opened(file)
+        return np.array(picture.convert("RGB"))
     except Exception as error:  # of many kinds, for what is one thing to the user
         raise RecordError(f"{place}: no picture that can be read ({error})") from error

@@ -1,9 +1,7 @@
 """Weakly supervised localisation as clovaai/wsolevaluation (Choe et al. 2020, arXiv 2001.07437) measures it.
 
 A map is enlarged to the picture (cubic), brought to [0, 1] by its minimum and maximum, and cut at thresholds; a
-constant map becomes 0 and counts. OpenCV's contours without OpenCV: that of what is above a threshold bounds a
-component of 8 neighbours, that of a hole a component of 4 neighbours and a pixel around it, and the area within a
-contour is counted by corners.
+constant map becomes 0 and counts.
 """
 
 from collections.abc import Sequence
@@ -11,15 +9,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import ndimage
 
 from dcls_jax.eval.boxes import Size, box_overlaps
 from dcls_jax.eval.localisation.maps import finite_map, map_batch, presented, preset_of
+from dcls_jax.eval.localisation.outlines import Outlines, all_outlines, largest_outlines
 from dcls_jax.eval.status import Scores, Status
 
-_Place = tuple[slice, slice]  # rows, columns
-
-_EIGHT = np.ones((3, 3), bool)  # neighbours of a pixel above the threshold; below it, a pixel has 4
 _NOTHING = np.zeros((1, 4), int)  # the box where nothing is above the threshold
 
 
@@ -60,65 +55,22 @@ def boxes(map: ArrayLike, threshold: float, *, largest: bool) -> np.ndarray:
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold (={threshold}) must be from 0 to 1, a share of the map's maximum")
     levels = _levels(map)
-    return _boxes_above(levels, _cut(threshold, levels), largest)
+    found = _outlines(levels, _cuts([threshold], levels), largest).box
+    return found if len(found) else _NOTHING
 
 
 def _levels(map: np.ndarray) -> np.ndarray:
-    return (map * 255).astype(np.uint8)  # truncated
+    return (map * 255).astype(np.uint8).astype(int)  # truncated
 
 
-def _cut(threshold: float, levels: np.ndarray) -> int:
-    return int(threshold * levels.max())
+def _cuts(thresholds: ArrayLike, levels: np.ndarray) -> np.ndarray:
+    return (np.asarray(thresholds, float) * levels.max()).astype(int)
 
 
-def _boxes_above(levels: np.ndarray, cut: int, largest: bool) -> np.ndarray:
-    above = levels > cut
-    rows, columns = (np.flatnonzero(above.any(axis)) for axis in (1, 0))
-    if not len(rows):
-        return _NOTHING
-    top, left = rows[0], columns[0]
-    part = above[top : rows[-1] + 1, left : columns[-1] + 1]  # most of a map is below most thresholds
-    ends = np.array([(x.start, y.start, x.stop, y.stop) for y, x in _outlined(part, largest)]) + [left, top, left, top]
+def _outlines(levels: np.ndarray, cuts: np.ndarray, largest: bool) -> Outlines:
     height, width = levels.shape
-    return np.minimum(ends, [width, height, width - 1, height - 1])
-
-
-def _outlined(above: np.ndarray, largest: bool) -> list[_Place]:
-    components, count = ndimage.label(above, _EIGHT)
-    objects = ndimage.find_objects(components)
-    return [_largest(components, objects)] if largest else [*objects, *_holes(above, count)]
-
-
-def _largest(components: np.ndarray, objects: list[_Place]) -> _Place:
-    best, place = -1.0, objects[-1]
-    for number, at in reversed([*enumerate(objects, 1)]):  # OpenCV lists the last first
-        height, width = components[at].shape
-        if (height - 1) * (width - 1) > best and (area := _outlined_area(components[at] == number)) > best:
-            best, place = area, at
-    return place
-
-
-def _outlined_area(component: np.ndarray) -> float:
-    """The area of the polygon through the centres of a component's outermost pixels.
-
-    Of a square between four centres, all is inside where the component, its holes filled, has all four pixels, and half
-    where it has three.
-    """
-    outside = ndimage.label(np.pad(~component, 1, constant_values=True))[0]
-    filled = (outside != outside[0, 0]).astype(np.int8)
-    corners = filled[:-1, :-1] + filled[1:, :-1] + filled[:-1, 1:] + filled[1:, 1:]
-    return float(np.count_nonzero(corners == 4) + np.count_nonzero(corners == 3) / 2)
-
-
-def _holes(above: np.ndarray, objects: int) -> list[_Place]:
-    """Each hole with the pixels around it."""
-    below = np.pad(~above, 1, constant_values=True)
-    across, down = below[:, 1:] & below[:, :-1], below[1:] & below[:-1]
-    euler = sum(map(np.count_nonzero, (below, across[1:] & across[:-1]))) - sum(map(np.count_nonzero, (across, down)))
-    if euler + objects == 1:  # components of what is below, each with so many objects in it: the outside alone
-        return []
-    outside_first = ndimage.find_objects(ndimage.label(below)[0])
-    return [(slice(y.start - 2, y.stop), slice(x.start - 2, x.stop)) for y, x in outside_first[1:]]
+    cut, box = largest_outlines(levels, cuts) if largest else all_outlines(levels, cuts)
+    return Outlines(cut, np.minimum(box, [width, height, width - 1, height - 1]))
 
 
 def best_overlaps(map: ArrayLike, boxes: ArrayLike, preset: BoxPreset, *, size: Size | None = None) -> np.ndarray:
@@ -129,8 +81,12 @@ def best_overlaps(map: ArrayLike, boxes: ArrayLike, preset: BoxPreset, *, size: 
     """
     truth = _checked_boxes(boxes)
     levels = _levels(presented(map, size))
-    cuts, at = np.unique([_cut(threshold, levels) for threshold in preset.thresholds], return_inverse=True)
-    return np.array([box_overlaps(_boxes_above(levels, cut, preset.largest), truth).max() for cut in cuts])[at]
+    cuts, at = np.unique(_cuts(preset.thresholds, levels), return_inverse=True)
+    cut, found = _outlines(levels, cuts, preset.largest)
+    best = np.zeros(len(cuts))
+    np.maximum.at(best, cut, box_overlaps(found, truth).max(1))
+    best[np.bincount(cut, minlength=len(cuts)) == 0] = box_overlaps(_NOTHING, truth).max()
+    return best[at]
 
 
 def best_accuracy(overlaps: ArrayLike, preset: BoxPreset, right: ArrayLike | None = None) -> float:

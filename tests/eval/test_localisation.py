@@ -72,7 +72,7 @@ def test_pointing_by_another_tolerance() -> None:
 
 def test_pointing_equals_a_loop_over_all_pixels(rng: np.random.Generator) -> None:
     outcomes = set()
-    for _ in range(100):
+    for _ in range(40):
         map, mask = rng.standard_normal((5, 7)), rng.random((40, 55)) < 0.002
         mask[0, 0] |= not mask.any()
         large = bilinear(map, mask.shape)
@@ -117,7 +117,8 @@ def test_energy_equals_a_loop(rng: np.random.Generator) -> None:
 
 def test_top_n_equals_a_sort(rng: np.random.Generator) -> None:
     map, mask = rng.random((5, 7)), rng.random((23, 31)) < 0.3
-    places = sorted(itertools.product(*map_ranges(mask.shape)), key=lambda at: -bilinear(map, mask.shape)[at])
+    large = bilinear(map, mask.shape)
+    places = sorted(itertools.product(*map_ranges(mask.shape)), key=lambda at: -large[at])
     expected = np.mean([mask[at] for at in places[: mask.sum()]])
     assert localisation.top_n_inside(map, mask) == pytest.approx(expected)
 

@@ -101,8 +101,23 @@ def test_missing_data_say_what_to_put_where(content: dict[str, Any], tmp_path: P
     expected = f"no COCO_val2014_000000000007.jpg in {tmp_path}; unpack the pictures of instances_val2014.json there"
     with pytest.raises(FileNotFoundError, match=re.escape(expected)):
         CocoMasks(tmp_path, instances)
-    instances.write_text('{"images": []}')
-    with pytest.raises(ValueError, match="has no annotations, categories, expected one of COCO's instances_"):
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda content: {"images": []}, "lacks 'categories', expected one of COCO's instances_"),
+        (lambda content: [content], "lacks list indices must be"),
+        (lambda content: content | {"annotations": [{"image_id": 5}]}, "lacks 5, expected"),
+    ],
+)
+def test_other_json_is_named(content: dict[str, Any], tmp_path: Path, change: Any, message: str) -> None:
+    instances = tmp_path / "some.json"
+    instances.write_text(json.dumps(change(content)))
+    with pytest.raises(ValueError, match=re.escape(f"{instances} {message}")):
+        CocoMasks(tmp_path, instances)
+    instances.write_text("{")
+    with pytest.raises(ValueError, match=re.escape(f"{instances} is no JSON that can be read")):
         CocoMasks(tmp_path, instances)
 
 
