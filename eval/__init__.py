@@ -3,9 +3,9 @@
 from etils import epy
 
 with epy.lazy_api_imports(globals()):  # a rank correlation needs no reader of records
-    from dcls_jax.eval import clickme
+    from dcls_jax.eval import clickme, faithfulness
     from dcls_jax.eval.rank import average_ranks, spearman
     from dcls_jax.eval.records import RecordError, write_records
     from dcls_jax.eval.results import ResultsError
 
-__all__ = ["RecordError", "ResultsError", "average_ranks", "clickme", "spearman", "write_records"]
+__all__ = ["RecordError", "ResultsError", "average_ranks", "clickme", "faithfulness", "spearman", "write_records"]
