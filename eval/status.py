@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import ArrayLike
 
 
 class Status(StrEnum):
@@ -42,8 +43,9 @@ class Scores(NamedTuple):
     status: Any
 
 
-def map_status(maps: Array, constant: Status = Status.CONSTANT) -> Array:
+def map_status(maps: ArrayLike, constant: Status = Status.CONSTANT) -> Array:
     """Of maps (B, *space) the codes (B,): not finite, constant, or counted. constant: what a constant one is called."""
+    maps = jnp.asarray(maps)
     space = tuple(range(1, maps.ndim))
     finite, varies = jnp.isfinite(maps).all(space), maps.max(space) > maps.min(space)
     code = jnp.where(varies, Status.COUNTED.code, constant.code)
