@@ -77,6 +77,7 @@ def test_everything_is_installed_under_the_packages_name(wheel: Path) -> None:
     for file in (
         "convert_weights.py",
         "fastest.json",
+        "native/depthwise.cu",
         "models/descriptions.json",
         "models/imagenet_classes.txt",
         "eval/sample/val-0.tfrecords",
