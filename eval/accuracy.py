@@ -15,7 +15,7 @@ from dcls_jax.compilation import compiler_options
 from dcls_jax.eval.data.folder import Folder
 from dcls_jax.eval.data.records import RecordError
 from dcls_jax.eval.data.source import Samples, as_source, check_label
-from dcls_jax.eval.metric import Metric, Result, Settings, classes_of, mean, run
+from dcls_jax.eval.metric import Metric, Result, Settings, classes_of, means, run
 from dcls_jax.eval.status import Scores, Status
 from dcls_jax.models import Backbone, Transform
 from dcls_jax.models.published import Accuracy
@@ -108,12 +108,11 @@ def evaluate(
         name="accuracy",
         title="Accuracy",
         variant="transform",
-        variants=(name,),
+        variants={name: partial(_summary, published=published)},
         options={"k": list(k)},
         blank=Record(np.zeros((transform.crop, transform.crop, 3), np.float32), np.zeros((), np.int32)),
         prepare=partial(_record, transform=transform, classes=classes),
         step=lambda model, records: {name: _hits(output_of(model, records.image), records.label, k)},
-        summarise=partial(_summary, published=published),
     )
     (result,) = run(accuracy, model, as_source(samples), settings)
     return result
@@ -135,7 +134,7 @@ def _hits(logits: Array, labels: Array, k: Sequence[int]) -> Scores:
 
 
 def _summary(values: Mapping[str, np.ndarray], *, published: Sequence[Accuracy]) -> dict[str, float]:
-    shares = {name: mean(hits) for name, hits in values.items()}
+    shares = means(values)
     return shares | {
         f"{name}_{figure.source}": percent / 100
         for figure in published
