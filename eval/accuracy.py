@@ -13,13 +13,12 @@ from jax.typing import ArrayLike
 from dcls_jax.cam.model import output_of
 from dcls_jax.compilation import compiler_options
 from dcls_jax.eval.data.folder import Folder
-from dcls_jax.eval.data.records import RecordError
 from dcls_jax.eval.data.source import Samples, as_source, check_label
+from dcls_jax.eval.frames import picture_of
 from dcls_jax.eval.metric import Metric, Result, Settings, classes_of, means, run
 from dcls_jax.eval.status import Scores, Status
 from dcls_jax.models import Backbone, Transform
 from dcls_jax.models.published import Accuracy
-from dcls_jax.models.transform import as_picture
 
 Sample = tuple[Any, ...]  # image and label, whatever follows
 
@@ -121,10 +120,7 @@ def evaluate(
 def _record(sample: Sample, *, transform: Transform, classes: int) -> Record:
     image, label, *_ = sample
     check_label(label, classes)
-    try:
-        return Record(transform(as_picture(image)), np.asarray(label, np.int32))
-    except (ValueError, OSError) as error:
-        raise RecordError(str(error)) from error
+    return Record(transform(picture_of(image)), np.asarray(label, np.int32))
 
 
 def _hits(logits: Array, labels: Array, k: Sequence[int]) -> Scores:

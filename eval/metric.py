@@ -6,7 +6,7 @@ batches, devices, resuming, what could not be read, summaries and tables are the
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from os import PathLike
@@ -17,6 +17,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from dcls_jax.cam.masks import chosen_convention
 from dcls_jax.eval.data.records import RecordError
 from dcls_jax.eval.data.source import Source
 from dcls_jax.eval.results import ResultsFolder, check_writable
@@ -25,6 +26,7 @@ from dcls_jax.eval.status import Scores, Status
 from dcls_jax.freezing import freeze
 from dcls_jax.models import Backbone, Transform
 
+P = TypeVar("P")  # a preset
 S = TypeVar("S")  # a sample, as its source has it
 R = TypeVar("R")  # a record: a pytree of arrays, what the model and the metric see of a sample
 Summarise = Callable[[Mapping[str, np.ndarray]], Mapping[str, float]]
@@ -252,6 +254,15 @@ def classes_of(model: Backbone, transform: Transform) -> int:
     """How many classes a model tells apart, in pictures of this transform."""
     images = jax.ShapeDtypeStruct((1, transform.crop, transform.crop, 3), np.float32)
     return int(jax.eval_shape(lambda model, x: model.head(model.features(x)), model, images).shape[-1])
+
+
+def chosen(presets: Sequence[str] | Mapping[str, P], known: Mapping[str, P]) -> Mapping[str, P]:
+    """Presets by name: those given, or known ones by their names. Raises ValueError for unknown ones, and for none."""
+    if not presets:
+        raise ValueError(f"presets are none, expected some of {', '.join(known)}")
+    if isinstance(presets, Mapping):
+        return presets
+    return {name: chosen_convention(name, known, "preset") for name in presets}
 
 
 def mean(values: np.ndarray) -> float:
