@@ -155,7 +155,9 @@ class Preset:
 
 _RISE = FLIPPING_PRESETS["rise"]
 PRESETS = {
-    **{name: Preset(partial(_flipped, rule=rule), rule.frame, rule.excludes) for name, rule in FLIPPING_PRESETS.items()},
+    **{
+        name: Preset(partial(_flipped, rule=rule), rule.frame, rule.excludes) for name, rule in FLIPPING_PRESETS.items()
+    },
     **{f"{name}_change": Preset(partial(_masked, rule=rule)) for name, rule in MASKING_PRESETS.items()},
     "relevance_gain": Preset(partial(_gain, rule=_RISE), _RISE.frame),
     "road": Preset(partial(_imputed, rule=ROAD_PRESETS["official"])),

@@ -23,7 +23,11 @@ def results_table(results: Sequence[Result]) -> Table:
     for column in ("model", *told_by):
         table.add_column(column, overflow="fold")
     values = list(results[0].values)
-    for column in (*(fill(name.replace("_", " "), _NARROW, break_long_words=False) for name in values), "counted", "left out"):
+    for column in (
+        *(fill(name.replace("_", " "), _NARROW, break_long_words=False) for name in values),
+        "counted",
+        "left out",
+    ):
         table.add_column(column, justify="right")
     for r in results:
         numbers = (f"{r.values[name]:.4f}" for name in values)
