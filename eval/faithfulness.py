@@ -125,8 +125,8 @@ def _masked(seen: Seen, rule: MaskingPreset) -> dict[str, Array]:
 
 
 def _imputed(seen: Seen, rule: RoadPreset) -> dict[str, Array]:
-    chance = {"key": jax.random.key(0), "numbers": seen.numbers, "std": seen.std}
-    curves = road(seen.model, seen.images, seen.maps, seen.targets, preset=rule, **chance)
+    about = seen.model, seen.images, seen.maps, seen.targets
+    curves = road(*about, preset=rule, std=seen.std, key=jax.random.key(0), numbers=seen.numbers)
     areas = {kind: curve.mean(1) for kind, curve in curves.items()}
     return areas | {"tied": seen.tied} | {f"{kind}_curve": curve for kind, curve in curves.items()}
 
@@ -168,7 +168,7 @@ PRESETS = {
 
 
 class Record(NamedTuple):
-    """The image by each transform (views, crop, crop, 3), and the number of its random numbers; of a batch, (B, ...)."""
+    """The image by each transform (views, crop, crop, 3), and the number of its random key; of a batch, (B, ...)."""
 
     images: Any
     number: Any

@@ -58,8 +58,8 @@ class FlippingPreset:
     step: pixels of a step, the last of which may have fewer; or steps: their number, all of one size but the last, or,
     if even, ending at equal shares of the pixels rounded down. deletes_to, inserts_into: names in SUBSTRATES. ties: of
     pixels of equal value, which goes first. by_fraction: the area under a curve is over the share of pixels, else over
-    the steps. frame: what of a picture the model sees, a name in `frames.FRAMES`. excludes: maps that the original leaves out,
-    without a word or with. Each has its source in `source`.
+    the steps. frame: what of a picture the model sees, a name in `frames.FRAMES`. excludes: maps that the original
+    leaves out, without a word or with. Each has its source in `source`.
     """
 
     name: str

@@ -58,7 +58,7 @@ class Listed(Generic[S_co]):
 
 @runtime_checkable
 class Located(Source[S_co], Protocol[S_co]):
-    """Samples with the regions of their objects, `sample.regions` by class, which are counted without their pictures."""
+    """Samples with regions of their objects, `sample.regions` by class, that are counted without their pictures."""
 
     def region_count(self, index: int, /) -> int:
         """How many regions a sample has; one of those that cannot be read, so that it is met."""
