@@ -1,17 +1,16 @@
 """Accuracy: how often the label is the class that the model finds most probable, or among the five most probable."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cache, partial
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from dcls_jax.cam import programs
 from dcls_jax.cam.model import output_of
-from dcls_jax.compilation import compiler_options
 from dcls_jax.eval.data.folder import Folder
 from dcls_jax.eval.data.source import Samples, as_source, check_label
 from dcls_jax.eval.frames import picture_of
@@ -50,7 +49,7 @@ def top_k(model: Any, batches: Iterable[tuple[ArrayLike, ArrayLike]], *, k: Sequ
     """
     hits, count = np.zeros(len(k), int), 0
     for images, labels in batches:
-        logits, labels = np.asarray(_logits()(model, jnp.asarray(images))), np.asarray(labels)
+        logits, labels = np.asarray(programs.run(output_of, model, jnp.asarray(images))), np.asarray(labels)
         _check_batch(logits, labels, k)
         ranks = np.asarray(label_ranks(logits, labels))
         hits += [(ranks < number).sum() for number in k]
@@ -58,11 +57,6 @@ def top_k(model: Any, batches: Iterable[tuple[ArrayLike, ArrayLike]], *, k: Sequ
     if not count:
         raise ValueError("batches hold no images, expected at least one")
     return dict(zip(k, (hits / count).tolist(), strict=True))
-
-
-@cache
-def _logits() -> Callable[[Any, Array], Array]:
-    return jax.jit(output_of, compiler_options=compiler_options())
 
 
 def _check_batch(logits: np.ndarray, labels: np.ndarray, k: Sequence[int]) -> None:
