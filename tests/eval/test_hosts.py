@@ -5,10 +5,13 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
+import pytest
 import tiny
 
 from dcls_jax.eval.data.records import write_records
@@ -36,21 +39,26 @@ def run(records: Path, out: Path, late: tuple[float, float], metrics: Sequence[s
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     environment = os.environ | {"JAX_DEFAULT_MATMUL_PRECISION": "highest", "JAX_NUM_CPU_DEVICES": "1"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROCESS, str(port), str(number), str(seconds), str(records), str(out), *metrics],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for number, seconds in enumerate(late)
-    ]
-    printed = [process.communicate(timeout=120) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], printed
-    return [output.splitlines()[-1] for output, _ in printed]
+    with ExitStack() as files:
+        # Not by pipes: the one that is read last would wait to be read, and the other for it to end.
+        outputs = [files.enter_context(tempfile.TemporaryFile("w+")) for _ in late]
+        errors = [files.enter_context(tempfile.TemporaryFile("w+")) for _ in late]
+        processes = [
+            subprocess.Popen(
+                [sys.executable, "-c", PROCESS, str(port), str(number), str(seconds), str(records), str(out), *metrics],
+                env=environment,
+                stdout=outputs[number],
+                stderr=errors[number],
+            )
+            for number, seconds in enumerate(late)
+        ]
+        codes = [process.wait(timeout=120) for process in processes]
+        printed, said = ([file.seek(0) or file.read() for file in kind] for kind in (outputs, errors))
+    assert codes == [0, 0], said
+    return [output.splitlines()[-1] for output in printed]
 
 
+@pytest.mark.as_for_users
 def test_each_process_returns_the_whole_however_late_one_is(shards: Path, tmp_path: Path) -> None:
     first, second = run(shards, tmp_path, (2, 0), [*tiny.METRICS])
     assert first == second
