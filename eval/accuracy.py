@@ -12,13 +12,12 @@ from jax.typing import ArrayLike
 from dcls_jax.cam import programs
 from dcls_jax.cam.model import output_of
 from dcls_jax.eval.data.folder import Folder
-from dcls_jax.eval.data.records import RecordError
 from dcls_jax.eval.data.source import Samples, as_source, check_label
-from dcls_jax.eval.metric import Metric, Result, Settings, classes_of, mean, run
+from dcls_jax.eval.frames import picture_of
+from dcls_jax.eval.metric import Metric, Result, Settings, classes_of, means, run
 from dcls_jax.eval.status import Scores, Status
 from dcls_jax.models import Backbone, Transform
 from dcls_jax.models.published import Accuracy
-from dcls_jax.models.transform import as_picture
 
 Sample = tuple[Any, ...]  # image and label, whatever follows
 
@@ -102,12 +101,11 @@ def evaluate(
         name="accuracy",
         title="Accuracy",
         variant="transform",
-        variants=(name,),
+        variants={name: partial(_summary, published=published)},
         options={"k": list(k)},
         blank=Record(np.zeros((transform.crop, transform.crop, 3), np.float32), np.zeros((), np.int32)),
         prepare=partial(_record, transform=transform, classes=classes),
         step=lambda model, records: {name: _hits(output_of(model, records.image), records.label, k)},
-        summarise=partial(_summary, published=published),
     )
     (result,) = run(accuracy, model, as_source(samples), settings)
     return result
@@ -116,10 +114,7 @@ def evaluate(
 def _record(sample: Sample, *, transform: Transform, classes: int) -> Record:
     image, label, *_ = sample
     check_label(label, classes)
-    try:
-        return Record(transform(as_picture(image)), np.asarray(label, np.int32))
-    except (ValueError, OSError) as error:
-        raise RecordError(str(error)) from error
+    return Record(transform(picture_of(image)), np.asarray(label, np.int32))
 
 
 def _hits(logits: Array, labels: Array, k: Sequence[int]) -> Scores:
@@ -129,7 +124,7 @@ def _hits(logits: Array, labels: Array, k: Sequence[int]) -> Scores:
 
 
 def _summary(values: Mapping[str, np.ndarray], *, published: Sequence[Accuracy]) -> dict[str, float]:
-    shares = {name: mean(hits) for name, hits in values.items()}
+    shares = means(values)
     return shares | {
         f"{name}_{figure.source}": percent / 100
         for figure in published

@@ -11,10 +11,9 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import numpy as np
-from jax import Array
 from PIL import Image
 
-from dcls_jax.cam import explain, options_of, postprocess
+from dcls_jax.cam import options_of
 from dcls_jax.eval import metric as metrics
 from dcls_jax.eval.data.clickme import SIZE, ClickMe, Stored, human_maps, picture
 from dcls_jax.eval.data.clickme import Sample as Sample
@@ -24,7 +23,7 @@ from dcls_jax.eval.data.source import check_label
 from dcls_jax.eval.metric import Metric, Settings, classes_of, mean
 from dcls_jax.eval.rank import spearman
 from dcls_jax.eval.status import Scores, Status, first_reason, map_status
-from dcls_jax.eval.study import STUDY, raw_study_maps
+from dcls_jax.eval.study import presented, raw_maps
 from dcls_jax.models import Backbone, Transform
 
 HUMAN_CEILING = 0.65753  # mean correlation of one half of the people with the other
@@ -143,12 +142,11 @@ def metric(
         name="clickme",
         title="ClickMe human alignment",
         variant="protocol",
-        variants=protocols,
+        variants=dict.fromkeys(protocols, _summary),
         labels={"method": method},
         blank=_blank(transform, protocols),
         prepare=_preparation(transform, protocols, classes_of(model, transform)),
         step=partial(_scores, method=method, protocols=tuple(protocols)),
-        summarise=_summary,
     )
 
 
@@ -170,8 +168,8 @@ def _preparation(transform: Transform, protocols: Sequence[Protocol], classes: i
 
 
 def _scores(model: Backbone, records: Record, *, method: str, protocols: tuple[Protocol, ...]) -> dict[str, Scores]:
-    raw = _raw_maps(model, records, method)
-    maps = postprocess(raw, size=SIZE, **STUDY.get(method, {}))
+    raw = raw_maps(model, records.image, records.label, method=method)
+    maps = presented(raw, method=method, size=SIZE)
     by_protocol = jax.vmap(jax.vmap(spearman, in_axes=(None, 0)))(maps, records.heatmaps)
     status = first_reason(map_status(raw), map_status(maps))
     return {
@@ -181,13 +179,6 @@ def _scores(model: Backbone, records: Record, *, method: str, protocols: tuple[P
         )
         for i, protocol in enumerate(protocols)
     }
-
-
-def _raw_maps(model: Backbone, records: Record, method: str) -> Array:
-    if method in STUDY:
-        return raw_study_maps(model, records.image, records.label, method=method)
-    options: dict[str, Any] = {"key": jax.random.key(0)} if "key" in options_of(method) else {}
-    return explain(model, records.image, records.label, method=method, **options)
 
 
 def _summary(values: Mapping[str, np.ndarray]) -> dict[str, float]:

@@ -8,51 +8,61 @@ of the output on their own scale. Everything is one program per shape, and versi
 
 Maps that are not finite are refused; inside a `jax.jit`, where values cannot be seen, they score NaN. `map_status`
 tells them, and constant ones, from those that count, and `tied` how many pixels are ordered by the preset's rule alone.
+`evaluate` runs presets over pictures.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.typing import ArrayLike
 
-from dcls_jax.cam.grouping import gaussian_blur
-from dcls_jax.cam.masks import chosen_convention, confidences
-from dcls_jax.cam.programs import run
-from dcls_jax.cam.space import convolve_axes
-from dcls_jax.cam.targets import Targets
+from dcls_jax.cam import options_of
+from dcls_jax.cam.model import output_of
 from dcls_jax.eval.confidence import MASKING_PRESETS, MaskingPreset, adcc, confidence_change
-from dcls_jax.eval.rank import Ties, places
+from dcls_jax.eval.data.source import Samples, as_source
+from dcls_jax.eval.flipping import (
+    FLIPPING_PRESETS,
+    SUBSTRATES,
+    FlippingPreset,
+    auc,
+    deletion,
+    fractions,
+    insertion,
+    relevance_gain,
+)
+from dcls_jax.eval.frames import Views, picture_of, views_of
+from dcls_jax.eval.metric import Metric, Result, Settings, chosen, means, run
 from dcls_jax.eval.road import ROAD_PRESETS, RoadPreset, impute, road
 from dcls_jax.eval.robustness import infidelity, max_sensitivity
-from dcls_jax.eval.scoring import (
-    CHUNK,
-    at_size,
-    check_positive,
-    checked_images,
-    checked_maps,
-    of_versions,
-    predicted,
-    tied,
-    without_maps,
-)
-from dcls_jax.eval.status import Status, map_status
+from dcls_jax.eval.scoring import tied
+from dcls_jax.eval.status import Scores, Status, map_status
+from dcls_jax.eval.study import presented, raw_maps
+from dcls_jax.models import Backbone
+from dcls_jax.models.transform import Picture
 
 __all__ = [
     "FLIPPING_PRESETS",
     "MASKING_PRESETS",
+    "PRESETS",
     "ROAD_PRESETS",
+    "SUBSTRATES",
     "FlippingPreset",
     "MaskingPreset",
+    "Preset",
     "RoadPreset",
     "Status",
     "adcc",
     "auc",
+    "check_choice",
     "confidence_change",
     "deletion",
+    "evaluate",
     "fractions",
     "impute",
     "infidelity",
@@ -64,222 +74,171 @@ __all__ = [
     "tied",
 ]
 
-
-def zeros(images: Array) -> Array:
-    """Images of the transform's mean colour."""
-    return jnp.zeros_like(images)
+Sample = Picture | tuple[Any, ...]  # a picture, or one and whatever follows
 
 
-def blur_11(images: Array) -> Array:
-    """RISE's blur: 11 x 11, sigma 5, beyond the border the transform's mean colour.
+class Seen(NamedTuple):
+    """What a measure is told of a batch: images, the predicted classes (B,), maps as presented, and how they are made.
 
-    Its kernel is an impulse blurred within 11 pixels, reflected at their ends: nearly flat.
+    numbers: (B,) uint32, by which each image has its own random numbers. std: the transform's.
     """
-    from scipy.ndimage import gaussian_filter1d
 
-    return convolve_axes(images, gaussian_filter1d(np.eye(11)[5], 5.0), "constant")
+    model: Any
+    images: Array
+    targets: Array
+    maps: Array
+    explain: Callable[..., Array]
+    numbers: Array
+    std: tuple[float, ...]
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        return self.images.shape[1:3]
+
+    @property
+    def tied(self) -> Array:
+        """The share of pixels, at the image's size, whose order only the preset's rule decides."""
+        return tied(self.maps, size=self.size)
 
 
-def blur_51(images: Array) -> Array:
-    """Group-CAM's blur: 51 x 51, sigma 50, reflected at the border."""
-    return gaussian_blur(images, 51, 50.0)
+Measure = Callable[[Seen], dict[str, Array]]
 
 
-SUBSTRATES = {"zeros": zeros, "blur_11": blur_11, "blur_51": blur_51}
+def _flipped(seen: Seen, rule: FlippingPreset) -> dict[str, Array]:
+    along = fractions(seen.size, preset=rule) if rule.by_fraction else None
+    curves = {
+        kind.__name__: kind(seen.model, seen.images, seen.maps, seen.targets, preset=rule)
+        for kind in (deletion, insertion)
+    }
+    areas = {kind: auc(curve, fractions=along) for kind, curve in curves.items()}
+    return areas | {"tied": seen.tied} | {f"{kind}_curve": curve for kind, curve in curves.items()}
+
+
+def _gain(seen: Seen, rule: FlippingPreset) -> dict[str, Array]:
+    gain = relevance_gain(seen.model, seen.images, seen.maps, seen.targets, preset=rule)
+    return {"relevance_gain": gain, "tied": seen.tied}
+
+
+def _masked(seen: Seen, rule: MaskingPreset) -> dict[str, Array]:
+    changes = confidence_change(seen.model, seen.images, seen.maps, seen.targets, preset=rule)
+    return changes | {"complexity": rule.masks(seen.maps, seen.size).mean((1, 2))}
+
+
+def _imputed(seen: Seen, rule: RoadPreset) -> dict[str, Array]:
+    about = seen.model, seen.images, seen.maps, seen.targets
+    curves = road(*about, preset=rule, std=seen.std, key=jax.random.key(0), numbers=seen.numbers)
+    areas = {kind: curve.mean(1) for kind, curve in curves.items()}
+    return areas | {"tied": seen.tied} | {f"{kind}_curve": curve for kind, curve in curves.items()}
+
+
+def _harmonic(seen: Seen) -> dict[str, Array]:
+    return adcc(seen.model, seen.images, seen.targets, method=seen.explain)
+
+
+def _moved(seen: Seen) -> dict[str, Array]:
+    keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(0)))(seen.numbers)
+    return {"max_sensitivity": max_sensitivity(seen.model, seen.images, seen.explain, seen.targets, key=keys)}
 
 
 @dataclass(frozen=True)
-class FlippingPreset:
-    """How deletion and insertion are done.
+class Preset:
+    """What a run measures of each picture.
 
-    step: pixels of a step, the last of which may have fewer; or steps: their number, all of one size but the last, or,
-    if even, ending at equal shares of the pixels rounded down. deletes_to, inserts_into: names in SUBSTRATES. ties: of
-    pixels of equal value, which goes first. by_fraction: the area under a curve is over the share of pixels, else over
-    the steps. transform: how the original makes its images. excludes: maps that it leaves out, without a word or with.
-    Each has its source in `source`.
+    measure: gives values by name. frame: what the model sees, a name in `frames.FRAMES`. excludes: maps that the
+    original leaves out; others count, constant ones with "constant" 1.
     """
 
-    name: str
-    source: str
-    transform: str
-    step: int | None = None
-    steps: int | None = None
-    even: bool = False
-    deletes_to: str = "zeros"
-    inserts_into: str = "zeros"
-    ties: Ties = "later"
-    by_fraction: bool = False
+    measure: Measure
+    frame: str = "own"
     excludes: tuple[Status, ...] = (Status.NOT_FINITE,)
 
-    def counts(self, pixels: int) -> np.ndarray:
-        """How many pixels are changed at each point of a curve, from 0 to all: (n + 1,) int."""
-        if self.even and self.steps:
-            return np.floor(np.linspace(0, pixels, self.steps + 1)).astype(int)
-        step = self.step or -(-pixels // (self.steps or 1))
-        return np.array([*range(0, pixels, step), pixels])
 
-
-_RISE = FlippingPreset(
-    name="rise",
-    source="RISE, arXiv 1806.07421; github.com/eclique/RISE at d91ea00, evaluation.py, in batches",
-    transform="squashed to 224 x 224",
-    step=1792,
-    inserts_into="blur_11",
-)
-_GROUP_CAM = FlippingPreset(
-    name="group_cam",
-    source="Group-CAM, arXiv 2103.13859; github.com/wofmanaf/Group-CAM at ffd807b, ins_del_gc.py",
-    transform="shorter side 256, central 224 x 224",
-    step=448,
-    inserts_into="blur_51",
-    excludes=(Status.NOT_FINITE, Status.CONSTANT),
-)
-
-FLIPPING_PRESETS = {
-    preset.name: preset
-    for preset in (
-        _RISE,
-        replace(_RISE, name="rise_single", source=f"{_RISE.source.removesuffix('in batches')}one image", step=224),
-        _GROUP_CAM,
-        replace(_GROUP_CAM, name="group_cam_2021", source=_GROUP_CAM.source.replace("ffd807b", "80836e6"), step=1792),
-        FlippingPreset(
-            name="torch_cam",
-            source="github.com/frgfm/torch-cam at f44afef, DeletionInsertionMetric with softmax",
-            transform="the user's",
-            steps=20,
-            ties="earlier",
-            by_fraction=True,
-        ),
-        FlippingPreset(
-            name="xplique",
-            source="github.com/deel-ai/xplique at 0c90fa4, Deletion and Insertion with softmax",
-            transform="the user's",
-            steps=10,
-            even=True,
-        ),
-    )
+_RISE = FLIPPING_PRESETS["rise"]
+PRESETS = {
+    **{
+        name: Preset(partial(_flipped, rule=rule), rule.frame, rule.excludes) for name, rule in FLIPPING_PRESETS.items()
+    },
+    **{f"{name}_change": Preset(partial(_masked, rule=rule)) for name, rule in MASKING_PRESETS.items()},
+    "relevance_gain": Preset(partial(_gain, rule=_RISE), _RISE.frame),
+    "road": Preset(partial(_imputed, rule=ROAD_PRESETS["official"])),
+    "pytorch_grad_cam": Preset(partial(_imputed, rule=ROAD_PRESETS["pytorch_grad_cam"])),
+    "adcc": Preset(_harmonic, "centre"),
+    "max_sensitivity": Preset(_moved),
 }
 
 
-def deletion(
-    model: Any,
-    images: ArrayLike,
-    maps: ArrayLike,
-    targets: Targets | None = None,
+class Record(NamedTuple):
+    """The image by each transform (views, crop, crop, 3), and the number of its random key; of a batch, (B, ...)."""
+
+    images: Any
+    number: Any
+
+
+def evaluate(
+    model: Backbone,
+    samples: Samples[Sample],
+    settings: Settings = Settings(),  # noqa: B008  (frozen)
     *,
-    preset: str | FlippingPreset = "rise",
-    chunk: int = CHUNK,
-) -> Array:
-    """Confidence while pixels go, the most important first, from the clean image to none: (B, n + 1) float32.
+    method: str = "grad_cam",
+    presets: Sequence[str] | Mapping[str, Preset] = ("rise",),
+) -> tuple[Result, ...]:
+    """Faithfulness of a CAM method's maps of the predicted classes, resumable, on all devices of all hosts.
 
-    preset: a name in FLIPPING_PRESETS. Raises ValueError for an unknown preset, a map that is not finite, and maps,
-    targets and images that do not fit. RISE, arXiv 1806.07421, section 4.2.
+    samples: a picture each, of Pillow, an array (H, W, 3) uint8 or the path of a file, or a tuple that begins with one,
+    such as those of `data.folder.Folder`. method: any of `dcls_jax.cam.METHODS`, presented as for ClickMe.
+    presets: names in PRESETS, or others by name; a result each, from the same pass. Each picture's random numbers are
+    its own, by its pixels. Raises as `metric.run` does, and ValueError for an unknown method or preset.
     """
-    return _curves(model, images, maps, targets, preset, chunk, "deletion")
+    measured = check_choice(method, presets)
+    views = views_of(settings.transform_of(model), {name: preset.frame for name, preset in measured.items()})
+    faithfulness = Metric(
+        name="faithfulness",
+        title="Faithfulness",
+        variant="preset",
+        variants=dict.fromkeys(measured, _summary),
+        labels={"method": method},
+        blank=Record(views.blank, np.zeros((), np.uint32)),
+        prepare=partial(_record, views=views),
+        step=partial(_scores, method=method, presets=measured, views=views),
+    )
+    return run(faithfulness, model, as_source(samples), settings)
 
 
-def insertion(
-    model: Any,
-    images: ArrayLike,
-    maps: ArrayLike,
-    targets: Targets | None = None,
-    *,
-    preset: str | FlippingPreset = "rise",
-    chunk: int = CHUNK,
-) -> Array:
-    """Confidence while pixels come, the most important first, from the substrate to the clean image: (B, n + 1).
-
-    As `deletion`.
-    """
-    return _curves(model, images, maps, targets, preset, chunk, "insertion")
+def check_choice(method: str, presets: Sequence[str] | Mapping[str, Preset]) -> Mapping[str, Preset]:
+    """The presets by name. Raises ValueError for a method or a preset that there is not, naming those there are."""
+    options_of(method)
+    return chosen(presets, PRESETS)
 
 
-def relevance_gain(
-    model: Any,
-    images: ArrayLike,
-    maps: ArrayLike,
-    targets: Targets | None = None,
-    *,
-    preset: str | FlippingPreset = "rise",
-    chunk: int = CHUNK,
-) -> Array:
-    """Area under the deletion curve that ends with the most important pixels, minus that which begins with them: (B,).
-
-    Rankings by it hardly depend on substrate and step. Raises ValueError as `deletion`. Symmetric relevance gain,
-    Bluecher, Vielhaben and Strodthoff, TMLR 2024 (openreview bIiLXdtUVM).
-    """
-    rule = chosen_convention(preset, FLIPPING_PRESETS, "preset")
-    curves = _curves(model, images, maps, targets, rule, chunk, "both")
-    along = fractions(jnp.shape(images)[1:3], preset=rule) if rule.by_fraction else None
-    most_first, least_first = (auc(curve, fractions=along) for curve in curves)
-    return least_first - most_first
+def _record(sample: Sample, *, views: Views) -> Record:
+    picture = picture_of(sample[0] if isinstance(sample, tuple) else sample)
+    return Record(views.seen(picture), np.asarray(zlib.crc32(picture.tobytes()), np.uint32))
 
 
-def fractions(size: Sequence[int], *, preset: str | FlippingPreset = "rise") -> np.ndarray:
-    """The share of an image's pixels (H, W) that are changed at each point of a preset's curve: (n + 1,) float32.
+def _scores(
+    model: Any, records: Record, *, method: str, presets: Mapping[str, Preset], views: Views
+) -> dict[str, Scores]:
+    def explain(model: Any, images: Array, targets: Any, *, layer: str | None = None) -> Array:
+        return presented(raw_maps(model, images, targets, method=method), method=method)
 
-    Raises ValueError for an unknown preset.
-    """
-    rule, (height, width) = chosen_convention(preset, FLIPPING_PRESETS, "preset"), size
-    return (rule.counts(height * width) / (height * width)).astype(np.float32)
+    def by_transform(view: int) -> Seen:
+        images = records.images[:, view]
+        targets = output_of(model, images).argmax(-1)
+        maps = explain(model, images, targets)
+        return Seen(model, images, targets, maps, explain, records.number, views.transforms[view].std)
 
-
-def auc(curves: ArrayLike, *, fractions: ArrayLike | None = None) -> Array:
-    """Areas under curves (..., n + 1) by trapezoids, of a width of 1 in all: (...).
-
-    fractions: where the points lie, (n + 1,), from 0 to 1; as far from each other unless given. Raises ValueError for
-    curves of less than two points, and fractions of another number.
-    """
-    y = jnp.asarray(curves)
-    if not y.ndim or y.shape[-1] < 2:
-        raise ValueError(f"curves have shape {y.shape}, expected (..., n + 1) with n at least 1")
-    if fractions is None:
-        return (y.sum(-1) - y[..., 0] / 2 - y[..., -1] / 2) / (y.shape[-1] - 1)
-    along = jnp.asarray(fractions, y.dtype)
-    if along.shape != y.shape[-1:]:
-        raise ValueError(f"fractions have shape {along.shape}, expected {y.shape[-1:]}, a point of the curves each")
-    return jnp.trapezoid(y, along)
+    batches = [*map(by_transform, range(len(views.transforms)))]
+    return {name: _of_preset(batches[views.of[name]], preset) for name, preset in presets.items()}
 
 
-def _curves(
-    model: Any,
-    images: ArrayLike,
-    maps: ArrayLike,
-    targets: Targets | None,
-    preset: str | FlippingPreset,
-    chunk: int,
-    kind: Literal["deletion", "insertion", "both"],
-) -> Any:
-    rule = chosen_convention(preset, FLIPPING_PRESETS, "preset")
-    check_positive(chunk=chunk)
-    x, known = checked_images(model, images, targets)
-    return run(_flip, model, x, checked_maps(maps, x), known, rule=rule, chunk=chunk, kind=kind)
+def _summary(values: Mapping[str, np.ndarray]) -> dict[str, float]:
+    shares = means(values)
+    aside = {name: shares.pop(name) for name in ("complexity", "tied", "constant") if name in shares}
+    return shares | aside  # what explains the scores stands behind them
 
 
-def _flip(model: Any, images: Array, maps: Array, targets: Any, *, rule: FlippingPreset, chunk: int, kind: str) -> Any:
-    """A curve, or of kind "both" two of deletion: with the most important pixels first, and with them last."""
-    batch, height, width, _ = images.shape
-    pixels = height * width
-    counts = jnp.asarray(rule.counts(pixels))
-    output, targets = predicted(model, images, targets, chunk)
-    clean = confidences(output, targets)
-    large = at_size(maps, (height, width))
-    most_first = places(large.reshape(batch, pixels), ties=rule.ties).reshape(large.shape)
-
-    def curve(order: Array, changed: Array, substrate: Array, shown_first: bool) -> Array:
-        def version(rows: Array, points: Array) -> Array:
-            first = order[rows] < changed[points][:, None, None]
-            return jnp.where((first == shown_first)[..., None], images[rows], substrate[rows])
-
-        return of_versions(model, version, targets, batch, len(changed), chunk)
-
-    def deleted(order: Array) -> Array:
-        rest = curve(order, counts[1:], SUBSTRATES[rule.deletes_to](images), False)
-        return without_maps(maps, jnp.concatenate([clean[:, None], rest], 1))
-
-    if kind == "both":
-        return deleted(most_first), deleted(pixels - 1 - most_first)
-    if kind == "deletion":
-        return deleted(most_first)
-    rest = curve(most_first, counts[:-1], SUBSTRATES[rule.inserts_into](images), True)
-    return without_maps(maps, jnp.concatenate([rest, clean[:, None]], 1))
+def _of_preset(seen: Seen, preset: Preset) -> Scores:
+    status = map_status(seen.maps)
+    excluded = jnp.isin(status, jnp.array([it.code for it in preset.excludes], status.dtype))
+    values = preset.measure(seen) | {"constant": (status == Status.CONSTANT.code).astype(jnp.float32)}
+    return Scores(values, jnp.where(excluded, status, Status.COUNTED.code).astype(jnp.int8))

@@ -37,12 +37,12 @@ def filled(images: Array, keep: Array) -> Array:
 
 
 class _Search(NamedTuple):
-    """Images, the direction of their next step, the correction z by a cycle, and its product with the residual."""
+    """Images, the direction of their last step, the product of its correction and residual, and which are not done."""
 
     x: Array
     p: Array
-    z: Array
     rz: Array
+    active: Array
     iteration: Array
 
 
@@ -52,56 +52,47 @@ def _solve(x: Array, missing: Array, tolerance: Array) -> Array:
     while min(grids[-1].shape[-2:]) > _COARSEST:
         grids.append(_halved(grids[-1]))
 
-    def correction(x: Array) -> tuple[Array, Array]:
-        residual = missing * _inflow(x)
+    def improve(state: _Search) -> _Search:
+        residual = missing * _inflow(state.x)
         z = _cycle(residual, grids)
-        return z, _dot(residual, z)
-
-    def is_rough(z: Array) -> Array:
-        return jnp.abs(z).max(_SPACE, keepdims=True) > tolerance
+        # Images that are done stay as they are, whatever the others need.
+        active = state.active & (jnp.abs(z).max(_SPACE, keepdims=True) > tolerance)
+        rz = _dot(residual, z)
+        p = z + rz / jnp.where(state.rz > 0, state.rz, 1) * state.p
+        curvature = _dot(p, _apply(p, missing))
+        x = state.x + jnp.where(active, rz / jnp.where(curvature > 0, curvature, 1), 0) * p
+        return _Search(x, p, rz, active, state.iteration + 1)
 
     def goes_on(state: _Search) -> Array:
-        return is_rough(state.z).any() & (state.iteration < _MOST)
+        return state.active.any() & (state.iteration < _MOST)
 
-    def improve(state: _Search) -> _Search:
-        x, p, z, rz, iteration = state
-        active = is_rough(z)  # images that are done stay as they are, whatever the others need
-        curvature = _dot(p, _apply(p, missing))
-        x = x + jnp.where(active, rz / jnp.where(curvature > 0, curvature, 1), 0) * p
-        z, after = correction(x)
-        p = z + jnp.where(active, after / jnp.where(rz > 0, rz, 1), 0) * p
-        return _Search(x, p, z, after, iteration + 1)
-
-    z, rz = correction(x)
-    return lax.while_loop(goes_on, improve, _Search(x, z, z, rz, jnp.zeros((), jnp.int32))).x
+    start = _Search(x, jnp.zeros_like(x), jnp.ones_like(tolerance), jnp.ones_like(tolerance, bool), jnp.asarray(0))
+    return lax.while_loop(goes_on, improve, start).x
 
 
 def _dot(a: Array, b: Array) -> Array:
     return (a * b).sum(_SPACE, keepdims=True)
 
 
-def _neighbours(x: Array) -> list[tuple[float, Array]]:
-    """The eight neighbours of each pixel, 0 outside, with their weights."""
-    height, width = x.shape[-2:]
-    padded = jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(1, 1), (1, 1)])
-    offsets = [(i, j) for i in range(3) for j in range(3) if (i, j) != (1, 1)]
-    return [(1 / 6 if 1 in (i, j) else 1 / 12, padded[..., i : i + height, j : j + width]) for i, j in offsets]
+def _padded(x: Array) -> Array:
+    return jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(1, 1), (1, 1)])
 
 
 def _inflow(x: Array) -> Array:
     """sum_n w_n (x_n - x_i) over neighbours inside the image."""
-    flow, inside = jnp.zeros_like(x), _neighbours(jnp.ones(x.shape[-2:], x.dtype))
-    for (w, n), (_, there) in zip(_neighbours(x), inside, strict=True):
-        flow += w * there * (n - x)
+    (height, width), flow = x.shape[-2:], jnp.zeros_like(x)
+    around, inside = _padded(x), _padded(jnp.ones((height, width), x.dtype))
+    for i, j in ((i, j) for i in range(3) for j in range(3) if (i, j) != (1, 1)):
+        there = slice(i, i + height), slice(j, j + width)
+        flow += (1 / 6 if 1 in (i, j) else 1 / 12) * inside[there] * (around[..., *there] - x)
     return flow
 
 
 def _mean(x: Array) -> Array:
-    """sum_n w_n x_n."""
-    total = jnp.zeros_like(x)
-    for w, n in _neighbours(x):
-        total += w * n
-    return total
+    """sum_n w_n x_n over neighbours: ((1, 2, 1) x (1, 2, 1) - 4) / 12."""
+    rows = _padded(x)
+    rows = rows[..., :-2, :] + 2 * rows[..., 1:-1, :] + rows[..., 2:, :]
+    return (rows[..., :-2] + 2 * rows[..., 1:-1] + rows[..., 2:] - 4 * x) / 12
 
 
 def _apply(x: Array, missing: Array) -> Array:

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from dcls_jax.cam.masks import chosen_convention
 from dcls_jax.eval.data.records import RecordError
 from dcls_jax.eval.data.source import Source
 from dcls_jax.eval.results import ResultsFolder, check_writable
@@ -25,8 +26,10 @@ from dcls_jax.eval.status import Scores, Status
 from dcls_jax.freezing import freeze
 from dcls_jax.models import Backbone, Transform
 
+P = TypeVar("P")  # a preset
 S = TypeVar("S")  # a sample, as its source has it
 R = TypeVar("R")  # a record: a pytree of arrays, what the model and the metric see of a sample
+Summarise = Callable[[Mapping[str, np.ndarray]], Mapping[str, float]]
 
 
 @dataclass(frozen=True)
@@ -67,25 +70,24 @@ class Metric(Generic[S, R]):
     """What one evaluation measures.
 
     name: as `run.json` has it. title: as tables have it.
-    variant, variants: what the names of its scores are, "protocol" say, and all of them, a result each, in order.
+    variant: what the names of its scores are, "protocol" say. variants: all of them, a result each, in order, with what
+        is said of the values (n, ...) of the n records that count, n maybe 0, as names with values.
     labels: what else tells its results from others, such as the method. options: what else decides its numbers (JSON
         values), beside model, data and settings.
     blank: a record, of zeros.
     prepare(sample) -> record, or a status that says why there is none; RecordError for a sample that is wrong, without
         where it is. Called in threads.
     step(model, records) -> {variant: Scores}: a pure function of arrays, jitted and cut among devices; see `Runner`.
-    summarise(values) -> {name: value}: what is said of the values (n, ...) of the n records that count, n maybe 0.
     on_host, aside: see `OnHost`, and what is set aside of a sample for it.
     """
 
     name: str
     title: str
     variant: str
-    variants: Sequence[str]
+    variants: Mapping[str, Summarise]
     blank: R
     prepare: Callable[[S], R | Status]
     step: Callable[[Any, R], Any]
-    summarise: Callable[[Mapping[str, np.ndarray]], Mapping[str, float]]
     labels: Mapping[str, str] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
     on_host: OnHost | None = None
@@ -144,13 +146,13 @@ def run(metric: Metric[S, Any], model: Backbone, source: Source[S], settings: Se
                 title=metric.title,
                 name=settings.name_of(model),
                 labels={**metric.labels, metric.variant: variant},
-                values=_summary(metric, scores[variant]),
+                values=_summary(summarise, scores[variant]),
                 scores=scores[variant].values,
                 status=scores[variant].status,
                 bad_records=bad,
                 seconds=runner.seconds,
             )
-            for variant in metric.variants
+            for variant, summarise in metric.variants.items()
         )
         if folder is not None:
             folder.finish({"results": {result.labels[metric.variant]: result.summary() for result in results}})
@@ -178,10 +180,10 @@ def _arguments(metric: Metric[Any, Any], model: Backbone, settings: Settings) ->
         "name": settings.name_of(model),
         **metric.labels,
         f"{metric.variant}s": list(metric.variants),
-        **metric.options,
         "transform": dataclasses.asdict(settings.transform_of(model)),
         "batch_size": settings.batch_size,
         "skip_bad": settings.skip_bad,
+        **metric.options,
     }
 
 
@@ -227,9 +229,9 @@ def _with_nan(values: np.ndarray, where: np.ndarray) -> np.ndarray:
     return values
 
 
-def _summary(metric: Metric[Any, Any], scores: Scores) -> Mapping[str, float]:
+def _summary(summarise: Summarise, scores: Scores) -> Mapping[str, float]:
     counts = scores.status == Status.COUNTED.code
-    return metric.summarise({name: values[counts] for name, values in scores.values.items()})
+    return summarise({name: values[counts] for name, values in scores.values.items()})
 
 
 def _unreadable(metric: Metric[S, Any], source: Source[S], scores: Results) -> list[str]:
@@ -254,6 +256,20 @@ def classes_of(model: Backbone, transform: Transform) -> int:
     return int(jax.eval_shape(lambda model, x: model.head(model.features(x)), model, images).shape[-1])
 
 
+def chosen(presets: Sequence[str] | Mapping[str, P], known: Mapping[str, P]) -> Mapping[str, P]:
+    """Presets by name: those given, or known ones by their names. Raises ValueError for unknown ones, and for none."""
+    if not presets:
+        raise ValueError(f"presets are none, expected some of {', '.join(known)}")
+    if isinstance(presets, Mapping):
+        return presets
+    return {name: chosen_convention(name, known, "preset") for name in presets}
+
+
 def mean(values: np.ndarray) -> float:
     """Over records (n,), in float64; NaN of none."""
     return float(values.mean(dtype=np.float64)) if len(values) else float("nan")
+
+
+def means(values: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """The mean of each value that is one number of a record."""
+    return {name: mean(of) for name, of in values.items() if of.ndim == 1}

@@ -1,4 +1,4 @@
-"""How the study (arXiv 2408.03164) makes and presents its maps, to the digit."""
+"""How maps are made and presented for evaluations; those of the study (arXiv 2408.03164) to the digit."""
 
 from typing import Any
 
@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from dcls_jax.cam import METHODS, postprocess
+from dcls_jax.cam import METHODS, explain, options_of, postprocess
+from dcls_jax.cam.maps import Size
 from dcls_jax.cam.model import Model
 from dcls_jax.cam.targets import Targets
 
@@ -41,3 +42,19 @@ def study_maps(
     Raises ValueError for a method that the study does not have.
     """
     return postprocess(raw_study_maps(model, images, labels, method=method), size=size, **STUDY[method])
+
+
+def raw_maps(model: Model, images: ArrayLike, targets: Targets, *, method: str) -> Array:
+    """Maps of a method before they are presented, the study's two as the study makes them: (B, h, w).
+
+    Random numbers, of methods that need them, are the same for every image. Raises ValueError as `explain` does.
+    """
+    if method in STUDY:
+        return raw_study_maps(model, images, targets, method=method)
+    options: dict[str, Any] = {"key": jax.random.key(0)} if "key" in options_of(method) else {}
+    return explain(model, images, targets, method=method, **options)
+
+
+def presented(raw: ArrayLike, *, method: str, size: Size | None = None) -> Array:
+    """Raw maps (B, h, w) as evaluations take them: the study's two as the study does, others by ReLU and min-max."""
+    return postprocess(raw, size=size, **STUDY.get(method, {}))

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike, fspath, stat
 from stat import S_ISREG
 from typing import TYPE_CHECKING, cast
@@ -20,12 +20,28 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Transform:
-    """Resize the shorter side to `resize` pixels (bicubic), keep the central `crop` x `crop`, normalise channels."""
+    """Resize the shorter side to `resize` pixels (bicubic), keep the central `crop` x `crop`, normalise channels.
+
+    squash: both sides are resized to `resize`, whatever the picture's shape; with `crop` as large it is seen whole.
+    """
 
     resize: int
     crop: int
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
+    squash: bool = False
+
+    @property
+    def whole(self) -> "Transform":
+        """The same for a whole picture, which is squashed to `crop` x `crop`."""
+        return replace(self, resize=self.crop, squash=True)
+
+    def resized(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height that a picture is resized to, before its centre is kept."""
+        if self.squash:
+            return self.resize, self.resize
+        shorter = min(width, height)
+        return self.resize * width // shorter, self.resize * height // shorter
 
     def __call__(self, image: Image.Image) -> np.ndarray:
         """A picture of any size and mode -> (crop, crop, 3) float32, normalised."""
@@ -39,10 +55,10 @@ class Transform:
     def framed(self, image: Image.Image) -> Image.Image:
         """The part of a picture that the model sees, crop x crop pixels, in the picture's mode."""
         image = _turned(image)
-        width, height = (self.resize * side // min(image.size) for side in image.size)
+        width, height = self.resized(*image.size)
         left, top = round((width - self.crop) / 2), round((height - self.crop) / 2)
         right, bottom = left + self.crop, top + self.crop
-        if max(image.size) > _LONG * min(image.size):
+        if max(width, height) > _LONG * min(width, height):
             return self._framed_alone(image, (width, height), (left, top))
         start, stop, pixel = (number * image.width / width for number in (left, right, 1))
         # Of a square Pillow can resize the part alone, by the same weights to the bit if these are exact in its float32

@@ -46,7 +46,7 @@ def evaluation(name: str) -> Callable[[Callable[..., Sequence["Result"]]], None]
             at_work()
             subject = Subject(**{option.name: options[option.name] for option in shared})
             chosen = {option.name: options[option.name] for option in own}
-            tags = [value for value in chosen.values() if isinstance(value, str)]
+            tags = [value for value in chosen.values() if value and isinstance(value, str)]
             folder = subject.out / "-".join((name, subject.name, *tags))
             print_results(function(subject, subject.settings(folder), **chosen))
             print(printable(f"results: {folder}"))
@@ -63,14 +63,23 @@ def parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
     return [*inspect.signature(function).parameters.values()]
 
 
+Method = Annotated[
+    str, typer.Option(help="A method of `dcls-jax cam`; grad_cam and threshold_grad_cam are as in the study.")
+]
+Presets = Annotated[str, typer.Option(help="What is measured: presets of docs/evaluation.md, separated by commas.")]
+
+
+def names(presets: str) -> list[str]:
+    """Those of an option, without those that come twice."""
+    return list(dict.fromkeys(name.strip() for name in presets.split(",") if name.strip()))
+
+
 @evaluation("clickme")
 def _clickme(
     subject: Subject,
     settings: "Settings",
     paths: Annotated[list[str], typer.Argument(help="ClickMe's TFRecord files, their folder, or globs.")],
-    method: Annotated[
-        str, typer.Option(help="A method of `dcls-jax cam`; grad_cam and threshold_grad_cam are as in the study.")
-    ] = "grad_cam",
+    method: Method = "grad_cam",
     protocol: Annotated[
         Literal["aligned", "published", "both"],
         typer.Option(help="Compare the field that the model sees, or as the study did the whole picture."),
@@ -100,3 +109,52 @@ def _accuracy(
 
     samples = ImageNet() if pictures is None else Folder(pictures)
     return [accuracy.evaluate(subject.build(), samples, settings, published=subject.accuracy())]
+
+
+@evaluation("faithfulness")
+def _faithfulness(
+    subject: Subject,
+    settings: "Settings",
+    pictures: Annotated[
+        Path | None,
+        typer.Argument(help="A folder, with pictures anywhere below; else ImageNet's validation split of TFDS."),
+    ] = None,
+    method: Method = "grad_cam",
+    presets: Presets = "rise",
+) -> Sequence["Result"]:
+    """What a model's confidence does when what its maps call important goes, comes or changes."""
+    from dcls_jax.eval import faithfulness
+    from dcls_jax.eval.data.folder import Pictures
+    from dcls_jax.eval.data.imagenet import ImageNet
+
+    chosen = faithfulness.check_choice(method, names(presets))
+    samples = ImageNet() if pictures is None else Pictures(pictures)
+    return faithfulness.evaluate(subject.build(), samples, settings, method=method, presets=chosen)
+
+
+@evaluation("localisation")
+def _localisation(
+    subject: Subject,
+    settings: "Settings",
+    data: Annotated[
+        Literal["imagenet", "voc", "voc_masks", "coco2014", "coco2017"],
+        typer.Argument(help="On what: ImageNet's and VOC 2007's boxes, VOC 2012's and COCO's masks."),
+    ],
+    pictures: Annotated[
+        Path | None,
+        typer.Option(help="Where the pictures are: a folder, for voc_masks VOCdevkit/VOC2012; unless given, TFDS's."),
+    ] = None,
+    annotations: Annotated[
+        Path | None,
+        typer.Option(help="ImageNet's boxes, a folder of clovaai/wsolevaluation; COCO's masks, instances_*.json."),
+    ] = None,
+    method: Method = "grad_cam",
+    presets: Presets = "",
+) -> Sequence["Result"]:
+    """Whether a model's maps are where the objects are; unless given, all presets of the data."""
+    from dcls_jax.eval import localisation
+    from dcls_jax.eval.localisation.datasets import PRESETS_OF, source_of
+
+    chosen = localisation.check_choice(method, names(presets) or PRESETS_OF[data])
+    samples = source_of(data, pictures, annotations)
+    return localisation.evaluate(subject.build(), samples, settings, method=method, presets=chosen)

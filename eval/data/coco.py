@@ -13,6 +13,7 @@ from dcls_jax.eval.boxes import Size
 from dcls_jax.eval.data.folder import PictureFiles
 from dcls_jax.eval.data.polygons import polygon_mask, run_length_mask
 from dcls_jax.eval.data.prepared import Prepared
+from dcls_jax.eval.data.regions import Region, box_regions, mask_regions
 
 
 class Sample(NamedTuple):
@@ -28,6 +29,11 @@ class Sample(NamedTuple):
     crowd: np.ndarray
     name: str
 
+    @property
+    def regions(self) -> dict[int, Region]:
+        """Those of its classes, of their boxes, crowds' too."""
+        return box_regions(self.boxes, self.labels, np.zeros(len(self.labels), bool), self.image.shape[:2])
+
 
 class MaskSample(NamedTuple):
     """One picture: image (H, W, 3) uint8; masks (k, H, W) bool of its classes, labels (k,) int; its file's name.
@@ -39,6 +45,11 @@ class MaskSample(NamedTuple):
     masks: np.ndarray
     labels: np.ndarray
     name: str
+
+    @property
+    def regions(self) -> dict[int, Region]:
+        """Those of its classes."""
+        return mask_regions(self.masks, self.labels)
 
 
 class Coco(Prepared[Sample]):
@@ -57,6 +68,10 @@ class Coco(Prepared[Sample]):
         boxes = np.concatenate([np.floor(edges[:, :2]), last], 1).astype(int)
         labels, crowd = np.array(objects["label"], int), np.array(objects["is_crowd"], bool)
         return Sample(image, boxes, labels, crowd, record["image/filename"].decode())
+
+    def region_count(self, index: int) -> int:
+        """How many classes a picture has boxes of."""
+        return len(np.unique(self._records[index]["objects"]["label"]))
 
 
 class CocoMasks(PictureFiles[MaskSample]):
@@ -96,6 +111,10 @@ class CocoMasks(PictureFiles[MaskSample]):
                 raise RecordError(f"{self.place(index)}: annotation {entry.get('id')} is no mask ({error})") from error
         stacked = np.array([masks[label] for label in sorted(masks)], bool).reshape(-1, *size)
         return MaskSample(image, stacked, np.array(sorted(masks), int), self.name(index))
+
+    def region_count(self, index: int) -> int:
+        """How many classes a picture has masks of."""
+        return len({entry["category_id"] for entry in self._objects[self._images[index]["id"]]})
 
     def identity(self) -> dict[str, Any]:
         """What tells these data from others, as JSON values."""

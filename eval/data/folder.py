@@ -56,6 +56,22 @@ class PictureFiles(ABC, Generic[S]):
         return {"folder": self._folder.name, "files": len(self), "names_and_sizes": digest.hexdigest()[:16]}
 
 
+class Pictures(PictureFiles[tuple[np.ndarray, str]]):
+    """Pictures anywhere below a folder, with no more than the names of their files, in the order of these.
+
+    Raises FileNotFoundError, which says what to put where, for a folder without pictures.
+    """
+
+    def __init__(self, folder: str | PathLike[str]) -> None:
+        root = Path(folder)
+        super().__init__(root, picture_files(root))
+        if not self._files:
+            raise FileNotFoundError(f"no pictures in {folder}; put some there, as {root / 'some.JPEG'}")
+
+    def _sample(self, image: np.ndarray, index: int) -> tuple[np.ndarray, str]:
+        return image, self.name(index)
+
+
 class Sample(NamedTuple):
     """One picture: image (H, W, 3) uint8, the number of its class, and its file's name below the folder."""
 

@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dcls_jax.eval.boxes import Size, scaled_boxes
+from dcls_jax.eval.boxes import Size, box_mask, scaled_boxes
 from dcls_jax.eval.data.folder import PictureFiles, picture_files
 from dcls_jax.eval.data.prepared import Prepared
+from dcls_jax.eval.data.regions import Region
 
 _FILES = "class_labels.txt", "image_sizes.txt", "localization.txt"
 
@@ -23,6 +24,11 @@ class Sample(NamedTuple):
     label: int
     boxes: np.ndarray
     name: str
+
+    @property
+    def regions(self) -> dict[int, Region]:
+        """That of its class, which is empty where no boxes are known."""
+        return {self.label: Region(box_mask(self.boxes, self.image.shape[:2]), self.boxes)}
 
 
 class Annotations(NamedTuple):
@@ -97,6 +103,10 @@ class ImageNet(Prepared[Sample]):
         name = record["file_name"].decode()
         return Sample(image, int(record["label"]), self._annotations.boxes_in(name, image.shape[:2]), name)
 
+    def region_count(self, index: int) -> int:
+        """One: every picture has a class."""
+        return 1
+
 
 class ImageNetFiles(PictureFiles[Sample]):
     """Pictures anywhere below a folder, with labels and boxes by their names, in the annotations' order.
@@ -120,3 +130,7 @@ class ImageNetFiles(PictureFiles[Sample]):
     def _sample(self, image: np.ndarray, index: int) -> Sample:
         name = self._files[index].name
         return Sample(image, self._annotations.labels[name], self._annotations.boxes_in(name, image.shape[:2]), name)
+
+    def region_count(self, index: int) -> int:
+        """One: every picture has a class."""
+        return 1

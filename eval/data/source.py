@@ -56,6 +56,14 @@ class Listed(Generic[S_co]):
         return {"samples": type(self._samples).__name__, "records": len(self)}
 
 
+@runtime_checkable
+class Located(Source[S_co], Protocol[S_co]):
+    """Samples with regions of their objects, `sample.regions` by class, that are counted without their pictures."""
+
+    def region_count(self, index: int, /) -> int:
+        """How many regions a sample has; one of those that cannot be read, so that it is met."""
+
+
 def as_source(samples: Samples[S_co]) -> Source[S_co]:
     """The samples themselves where they are a source, else `Listed`."""
     return samples if isinstance(samples, Source) else Listed(samples)

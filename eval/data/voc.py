@@ -10,6 +10,7 @@ from PIL import Image
 from dcls_jax.eval import RecordError
 from dcls_jax.eval.data.folder import PictureFiles
 from dcls_jax.eval.data.prepared import Prepared
+from dcls_jax.eval.data.regions import Region, box_regions, mask_regions
 
 CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
@@ -30,6 +31,11 @@ class Sample(NamedTuple):
     difficult: np.ndarray
     name: str
 
+    @property
+    def regions(self) -> dict[int, Region]:
+        """Those of its classes, of their boxes."""
+        return box_regions(self.boxes, self.labels, self.difficult, self.image.shape[:2])
+
 
 class MaskSample(NamedTuple):
     """One picture: image (H, W, 3) uint8; masks (k, H, W) bool of its classes, labels (k,) int; its file's name.
@@ -42,6 +48,11 @@ class MaskSample(NamedTuple):
     labels: np.ndarray
     ignore: np.ndarray
     name: str
+
+    @property
+    def regions(self) -> dict[int, Region]:
+        """Those of its classes."""
+        return mask_regions(self.masks, self.labels, self.ignore)
 
 
 class Voc(Prepared[Sample]):
@@ -56,6 +67,10 @@ class Voc(Prepared[Sample]):
         boxes = np.rint(shares * ([width, height] * 2)).astype(int) - 1  # VOC counts pixels from 1
         labels, difficult = np.array(objects["label"], int), np.array(objects["is_difficult"], bool)
         return Sample(image, boxes, labels, difficult, record["image/filename"].decode())
+
+    def region_count(self, index: int) -> int:
+        """How many classes a picture has boxes of."""
+        return len(np.unique(self._records[index]["objects"]["label"]))
 
 
 class VocMasks(PictureFiles[MaskSample]):
@@ -75,16 +90,31 @@ class VocMasks(PictureFiles[MaskSample]):
         self._masks = [root / "SegmentationClass" / f"{name}.png" for name in names]
 
     def _sample(self, image: np.ndarray, index: int) -> MaskSample:
-        path = self._masks[index]
-        try:
-            with Image.open(path) as file:
-                classes = np.array(file)
-        except OSError as error:
-            raise RecordError(f"{path}: no mask that can be read ({error})") from error
+        path, classes = self._masks[index], self._classes(index)
         if classes.shape != image.shape[:2]:
             raise RecordError(f"{path}: a mask of shape {classes.shape}, expected {image.shape[:2]}, its picture's")
-        numbers = [n for n in np.unique(classes).tolist() if n not in (0, _UNKNOWN)]  # 0 is the background
+        numbers = _objects(classes)
         if numbers and max(numbers) > len(CLASSES):
             raise RecordError(f"{path}: class {max(numbers)} in a mask, expected 1 to {len(CLASSES)} or {_UNKNOWN}")
         masks = np.array([classes == n for n in numbers], bool).reshape(-1, *classes.shape)
         return MaskSample(image, masks, np.array(numbers, int) - 1, classes == _UNKNOWN, self.name(index))
+
+    def _classes(self, index: int) -> np.ndarray:
+        path = self._masks[index]
+        try:
+            with Image.open(path) as file:
+                return np.array(file)
+        except OSError as error:
+            raise RecordError(f"{path}: no mask that can be read ({error})") from error
+
+    def region_count(self, index: int) -> int:
+        """How many classes a mask has."""
+        try:
+            return len(_objects(self._classes(index)))
+        except RecordError:
+            return 1
+
+
+def _objects(classes: np.ndarray) -> list[int]:
+    """The numbers of a mask's classes, from 1."""
+    return [n for n in np.unique(classes).tolist() if n not in (0, _UNKNOWN)]  # 0 is the background

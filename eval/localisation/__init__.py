@@ -5,6 +5,8 @@ empty mask, a map that is not finite) is an error in the functions of arrays, an
 """
 
 from dcls_jax.eval.boxes import box_mask, box_overlaps, scaled_boxes
+from dcls_jax.eval.data.regions import Region, box_regions, cropped, mask_regions
+from dcls_jax.eval.localisation.evaluation import PRESETS, Annotated, ByClass, Preset, check_choice, evaluate
 from dcls_jax.eval.localisation.pixels import average_precision, pixel_average_precision, pixel_counts
 from dcls_jax.eval.localisation.points import energy_inside, pointing_hit, top_n_inside, top_overlap
 from dcls_jax.eval.localisation.protocols import (
@@ -20,7 +22,6 @@ from dcls_jax.eval.localisation.protocols import (
     on_mask,
     pointing,
 )
-from dcls_jax.eval.localisation.regions import Region, box_regions, cropped, mask_regions
 from dcls_jax.eval.localisation.wsol import (
     BOX_PRESETS,
     BoxPreset,
@@ -36,11 +37,15 @@ __all__ = [
     "INSIDE_PRESETS",
     "MASK_PRESETS",
     "POINTING_PRESETS",
+    "PRESETS",
+    "Annotated",
     "BoxPreset",
+    "ByClass",
     "ClassMeans",
     "InsidePreset",
     "MaskPreset",
     "PointingPreset",
+    "Preset",
     "Region",
     "average_precision",
     "best_accuracy",
@@ -51,9 +56,11 @@ __all__ = [
     "box_regions",
     "box_scores",
     "boxes",
+    "check_choice",
     "class_means",
     "cropped",
     "energy_inside",
+    "evaluate",
     "inside",
     "mask_regions",
     "on_mask",

@@ -11,9 +11,9 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
+from dcls_jax.eval.data.regions import Region
 from dcls_jax.eval.localisation.maps import enlarged, unit_range
 from dcls_jax.eval.localisation.points import energy, highest_inside, is_near, peak
-from dcls_jax.eval.localisation.regions import Region
 from dcls_jax.eval.status import Scores, Status
 
 
@@ -122,7 +122,7 @@ def inside(map: ArrayLike, region: Region, preset: InsidePreset) -> Scores:
     """
     map = np.maximum(np.asarray(map, np.float64), 0)
     status = _status(map, region)
-    if preset.single and region.boxes > 1:
+    if preset.single and len(region.boxes) > 1:
         status = Status.SEVERAL
     elif region.share > preset.largest:
         status = Status.TOO_LARGE

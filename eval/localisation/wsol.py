@@ -92,9 +92,11 @@ def best_overlaps(map: ArrayLike, boxes: ArrayLike, preset: BoxPreset, *, size: 
 def best_accuracy(overlaps: ArrayLike, preset: BoxPreset, right: ArrayLike | None = None) -> float:
     """Of overlaps (maps, T), the share with enough at the best threshold, as a mean over how much is enough.
 
-    right: (maps,) bool, those that may count; all unless given.
+    right: (maps,) bool, those that may count; all unless given. NaN of no maps.
     """
     overlaps = np.asarray(overlaps)
+    if not len(overlaps):
+        return float("nan")
     counts = np.ones(len(overlaps), bool) if right is None else np.asarray(right, bool)
     return float(np.mean([(overlaps >= enough)[counts].sum(0).max() / len(counts) for enough in preset.overlaps]))
 

@@ -7,16 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from flax import nnx
 from scipy import ndimage
 
 from dcls_jax.cam import from_functions, layer_cam, postprocess, resize
 from dcls_jax.eval import faithfulness
 from dcls_jax.eval.faithfulness import FLIPPING_PRESETS, SUBSTRATES, Status
+from dcls_jax.eval.runner import Runner
 from tests.cam.toys import ConvNet
 from tests.conftest import normal
 
 PRESETS = list(FLIPPING_PRESETS)
-SIDE = 12
+SIDE, KEY = 12, jax.random.key(0)
 
 
 def _sum(images):
@@ -402,3 +404,29 @@ def test_every_preset_says_where_it_comes_from():
             assert preset.name == name
             assert "github.com/" in preset.source
             assert hash(preset) == hash(replace(preset))
+
+
+def test_the_runner_gives_each_image_what_it_gets_alone():
+    model, count = ConvNet(), 10
+    images, maps = np.asarray(normal(count, SIDE, SIDE, 3)), np.asarray(normal(count, 4, 4, seed=1))
+    rule = replace(FLIPPING_PRESETS["rise"], step=20)
+    graph, state = nnx.split(model)
+
+    def step(state, batch):
+        scored = nnx.merge(graph, state), batch["image"], batch["map"]
+        road = faithfulness.road(*scored, percentages=[0.5], noise=0.1, key=KEY, numbers=batch["number"])
+        return {
+            "status": faithfulness.status(batch["map"]),
+            "deletion": faithfulness.deletion(*scored, preset=rule),
+            "drop": faithfulness.confidence_change(*scored)["drop"],
+            "morf": road["morf"],
+        }
+
+    def read(i):
+        return {"image": images[i], "map": maps[i], "number": np.asarray(i, np.int32)}
+
+    scores = Runner(step, state, read, read(0), count, batch_size=8, progress=False).run()
+    for i in (0, 7, 9):
+        batch = {"image": images[i : i + 1], "map": maps[i : i + 1], "number": np.array([i], np.int32)}
+        for name, alone in step(state, batch).items():
+            np.testing.assert_allclose(scores[name][i], alone[0], atol=2e-6, err_msg=name)

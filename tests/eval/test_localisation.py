@@ -223,8 +223,8 @@ def test_regions_are_unions_by_class_with_difficult_boxes() -> None:
     boxes = np.array([[0, 0, 1, 1], [3, 3, 4, 4], [0, 4, 0, 4]])
     regions = localisation.box_regions(boxes, np.array([7, 7, 2]), np.array([True, False, True]), (5, 5))
     assert list(regions) == [2, 7]
-    assert (regions[7].boxes, regions[7].difficult, regions[7].accompanied) == (2, False, True)
-    assert (regions[2].boxes, regions[2].difficult) == (1, True)
+    assert (len(regions[7].boxes), regions[7].difficult, regions[7].accompanied) == (2, False, True)
+    assert (regions[2].boxes.tolist(), regions[2].difficult) == ([[0, 4, 0, 4]], True)
     np.testing.assert_array_equal(regions[7].mask, box_mask(boxes[:2], (5, 5)))
     alone = localisation.mask_regions(np.ones((1, 3, 3), bool), np.array([4]))
     assert (list(alone), alone[4].accompanied, alone[4].difficult) == ([4], False, False)
@@ -233,10 +233,10 @@ def test_regions_are_unions_by_class_with_difficult_boxes() -> None:
 def test_hard_is_less_than_a_quarter_among_others() -> None:
     mask = np.zeros((10, 10), bool)
     mask[:4, :6] = True
-    assert Region(mask, 1, accompanied=True).hard
-    assert not Region(mask, 1).hard
+    assert Region(mask, accompanied=True).hard
+    assert not Region(mask).hard
     mask[4, 0] = True  # 25 of 100
-    assert not Region(mask, 1, accompanied=True).hard
+    assert not Region(mask, accompanied=True).hard
 
 
 def test_scaled_boxes_are_truncated() -> None:
@@ -247,7 +247,7 @@ def test_cropped_regions_are_of_what_the_model_sees() -> None:
     transform = Transform(resize=256, crop=224)
     mask = np.zeros((512, 1024), bool)
     mask[100:300, 400:700] = True
-    seen = localisation.cropped(Region(mask, 1, ignore=~mask), transform)
+    seen = localisation.cropped(Region(mask, ignore=~mask), transform)
     expected = np.zeros((224, 224))
     expected[34:134, 56:206] = 1  # half the size, less 16 rows and 144 columns
     np.testing.assert_array_equal(seen.mask > 0.5, expected)
@@ -266,8 +266,8 @@ def test_presets_are_frozen_and_have_a_source(presets: dict[str, object]) -> Non
             preset.source = ""  # type: ignore[attr-defined]
 
 
-def region(mask: np.ndarray, **about: object) -> Region:
-    return Region(mask, **({"boxes": 1} | about))  # type: ignore[arg-type]
+def region(mask: np.ndarray, boxes: int = 1, **about: bool) -> Region:
+    return Region(mask, np.zeros((boxes, 4), int), **about)
 
 
 MASK = one_at(40, 50)

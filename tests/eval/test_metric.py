@@ -1,7 +1,6 @@
 """What every metric has of its run, by one that is made up: the range of small pictures, and their mean times two."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +13,7 @@ from jax import Array
 
 from dcls_jax.eval import RecordError, ResultsError, Settings
 from dcls_jax.eval.data.source import Listed, as_source
-from dcls_jax.eval.metric import Metric, Result, mean, run
+from dcls_jax.eval.metric import Metric, Result, means, run
 from dcls_jax.eval.results import ResultsFolder
 from dcls_jax.eval.runner import OnHost
 from dcls_jax.eval.status import Scores, Status, first_reason, map_status
@@ -39,20 +38,15 @@ def step(model: tiny.Tiny, records: Record) -> dict[str, Scores]:
     }
 
 
-def summarise(values: Mapping[str, np.ndarray]) -> dict[str, float]:
-    return {f"mean_{name}": mean(of) for name, of in values.items() if of.ndim == 1}
-
-
 METRIC = Metric(
     name="range",
     title="Range of pictures",
     variant="preset",
-    variants=("spread", "all"),
+    variants=dict.fromkeys(("spread", "all"), means),
     labels={"method": "none"},
     blank=Record(np.zeros((4, 4), np.float32)),
     prepare=prepare,
     step=step,
-    summarise=summarise,
 )
 
 
@@ -83,12 +77,12 @@ def test_each_variant_is_a_result_with_its_values_and_what_it_left_out(whole: tu
     ranges = [np.ptp(picture(i)) for i in range(11)]
     np.testing.assert_allclose(spread.scores["range"], [*ranges, np.nan, np.nan, np.nan], rtol=1e-6)
     assert spread.scores["ends"].shape == (14, 2)
-    assert spread.values == {"mean_range": pytest.approx(np.mean(ranges))}
+    assert spread.values == {"range": pytest.approx(np.mean(ranges))}
     assert spread.counted == 11
     assert spread.left_out == {Status.CONSTANT: 1, Status.NOT_FINITE: 1, Status.TOO_LARGE: 1}
     # a score that is not finite does not count, whatever the step says of it
     assert all_pictures.left_out == {Status.NOT_FINITE: 1, Status.TOO_LARGE: 1}
-    assert all_pictures.values["mean_double"] == pytest.approx(2 * np.mean([*map(np.mean, SAMPLES[:12])]))
+    assert all_pictures.values["double"] == pytest.approx(2 * np.mean([*map(np.mean, SAMPLES[:12])]))
 
 
 def test_summary_and_result_say_the_same(whole: tuple[Result, ...], tmp_path: Path) -> None:
@@ -117,7 +111,7 @@ def test_a_sample_that_is_wrong_is_an_error_or_counted(whole: tuple[Result, ...]
 def test_nothing_but_bad_records_leaves_no_numbers() -> None:
     (spread, _) = evaluate(["no picture"] * 3, skip_bad=True)
     assert (spread.counted, spread.left_out) == (0, {Status.UNREADABLE: 3})
-    assert np.isnan(spread.values["mean_range"])
+    assert np.isnan(spread.values["range"])
 
 
 def test_a_stopped_run_goes_on(whole: tuple[Result, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,7 +158,7 @@ def test_what_is_no_function_of_arrays_is_scored_on_the_host(tmp_path: Path) -> 
 
     metric = replace(
         METRIC,
-        variants=("rows",),
+        variants={"rows": means},
         step=lambda model, records: jnp.cumsum(records.picture, 1),
         on_host=OnHost(score, {"rows": Scores({"sums": np.zeros(2, np.float32)}, np.int8(0))}),
         aside=aside,

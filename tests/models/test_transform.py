@@ -49,6 +49,15 @@ def test_the_part_of_a_long_picture_is_as_of_the_whole(size, transform):
     np.testing.assert_allclose(np.asarray(transform.framed(picture), int), expected, rtol=0, atol=1)
 
 
+@pytest.mark.parametrize("size", [(400, 300), (300, 400), (224, 224), (3, 600)])
+def test_a_squashed_picture_is_seen_whole(size):
+    whole = Transform(256, 224).whole
+    assert (whole.resize, whole.crop, whole.mean) == (224, 224, Transform(256, 224).mean)
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), np.uint8))
+    expected = picture.resize((224, 224), Image.Resampling.BICUBIC)
+    np.testing.assert_array_equal(np.asarray(whole.framed(picture)), np.asarray(expected))
+
+
 @pytest.mark.parametrize("size", [(1, 60000), (60000, 1), (17, 60001)])
 def test_of_a_long_picture_no_more_is_resized_than_is_kept(monkeypatch, size):
     made, resize = [], Image.Image.resize
