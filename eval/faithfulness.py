@@ -44,6 +44,7 @@ __all__ = [
     "FLIPPING_PRESETS",
     "MASKING_PRESETS",
     "ROAD_PRESETS",
+    "SUBSTRATES",
     "FlippingPreset",
     "MaskingPreset",
     "RoadPreset",
