@@ -369,6 +369,7 @@ WRONG = [
     ({"maps": np.zeros((2, 3, 3, 1))}, r"maps have shape \(2, 3, 3, 1\), expected \(2, h, w\)"),
     ({"maps": NAN}, r"maps of images 0, 1 are not finite"),
     ({"maps": np.where(np.arange(2)[:, None, None] == 1, NAN, 0)}, r"maps of image 1 are not finite"),
+    ({"images": np.full((2, 8, 8, 3), np.inf, np.float32)}, r"^images 0, 1 are not finite"),
     ({"images": np.zeros((2, 3))}, r"images have shape \(2, 3\), expected \(B, H, W, C\)"),
     ({"targets": [0, 5]}, r"targets hold label 5, but the model has classes 0 to 4"),
     ({"targets": [0]}, r"targets have shape \(1,\)"),
