@@ -29,7 +29,9 @@ _SILENCE = 0.2  # seconds after which threads have said what they have to say of
 
 
 def absolute(path: str | os.PathLike[str]) -> pathlib.Path:
-    """The path from the root, ~ being the user's home."""
+    """The path from the root, ~ being the user's home. Raises ValueError for a URL."""
+    if re.match(r"[a-z][a-z0-9+.-]+:/", os.fspath(path)):
+        raise ValueError(f"{os.fspath(path)} is a URL, expected a path")
     return pathlib.Path(os.path.expanduser(path)).absolute()
 
 
@@ -191,8 +193,8 @@ def _put_back(folder: pathlib.Path, beside: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def _plain(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    """The folder, or a link to it for as long as Orbax needs, which takes some characters of a path for patterns."""
-    if not re.search(r"[][*?\\]", folder.as_posix()):
+    """The folder, or a link to it for as long as Orbax needs, to which some characters and names have a meaning."""
+    if re.fullmatch(r"[\w /.,+=~-]*", folder.as_posix()) and "orbax-checkpoint-tmp" not in folder.name:
         yield folder
         return
     with tempfile.TemporaryDirectory() as place:

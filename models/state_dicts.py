@@ -20,6 +20,7 @@ _WRAPPERS = (  # averaged weights before the last ones
     "module",
     "net",
 )
+_NESTED = 5  # wrappers at most; a pickled dict may hold itself
 _HUB = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _SAFETENSORS: dict[str, Any] = {
     "BOOL": np.bool_,
@@ -52,11 +53,11 @@ def read_state_dict(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 def flat_state_dict(loaded: Any, source: str) -> dict[str, np.ndarray]:
     """A state dict out of its wrappers, each value as a numpy array. Raises CheckpointError, which names `source`."""
-    while isinstance(loaded, Mapping) and (inner := _inner(loaded)):
-        loaded = inner
+    for _ in range(_NESTED):
+        loaded = _inner(loaded) or loaded
     if not isinstance(loaded, Mapping):
-        raise CheckpointError(f"{source} holds a {_type(loaded)}, expected a state dict")
-    strange = [key for key, value in loaded.items() if getattr(value, "shape", None) is None]
+        raise CheckpointError(f"{source} is a {_type(loaded)}, expected arrays by name")
+    strange = [key for key, value in loaded.items() if not _has_shape(value)]
     if loaded and len(strange) == len(loaded):
         has = ", ".join(shortened(map(str, loaded), 3))
         raise CheckpointError(f"{source} holds no state dict, bare or under {', '.join(_WRAPPERS)}; it has {has}")
@@ -68,9 +69,18 @@ def flat_state_dict(loaded: Any, source: str) -> dict[str, np.ndarray]:
     return {key: _array(value, key, source) for key, value in loaded.items()}
 
 
-def _inner(loaded: Mapping[str, Any]) -> Mapping[str, Any] | None:
+def _inner(loaded: Any) -> Mapping[str, Any] | None:
+    if not isinstance(loaded, Mapping):
+        return None
     inner = (loaded.get(wrapper) for wrapper in _WRAPPERS)
     return next((it for it in inner if isinstance(it, Mapping) and it), None)
+
+
+def _has_shape(value: Any) -> bool:
+    try:
+        return getattr(value, "shape", None) is not None
+    except Exception:  # of a tensor that has none yet, which `_array` names
+        return True
 
 
 def _array(value: Any, key: str, source: str) -> np.ndarray:
@@ -115,7 +125,7 @@ def _read_shards(index: pathlib.Path) -> dict[str, Any]:
     try:
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
         shards = [index.with_name(name) for name in names]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{index} is not an index of weights: expected JSON with a weight_map of keys") from error
     arrays: dict[str, Any] = {}
     for shard in shards:

@@ -38,7 +38,19 @@ def tree(folder):
 
 @pytest.mark.parametrize(
     "name",
-    ["lr=[0.1]/weights", "weights[1]", "back\\slash", "back\\slash/weights", "a*b?", "sp ace", "[", "new/deep/é"],
+    [
+        "lr=[0.1]/weights",
+        "weights[1]",
+        "back\\slash",
+        "back\\slash/weights",
+        "a*b?",
+        "sp ace",
+        "[",
+        "new/deep/é",
+        os.fsdecode(b"latin\xe9"),
+        "w.orbax-checkpoint-tmp",
+        "a:b",
+    ],
 )
 def test_what_is_saved_anywhere_can_be_read(tmp_path, name):
     for seed in (1, 2):
@@ -46,6 +58,14 @@ def test_what_is_saved_anywhere_can_be_read(tmp_path, name):
         assert is_at(tmp_path / name, layer(seed))
     assert [path.name for path in (tmp_path / name).parent.iterdir()] == [(tmp_path / name).name]
     assert [path.name for path in tmp_path.iterdir()] == [pathlib.PurePath(name).parts[0]]
+
+
+@pytest.mark.parametrize("path", ["gs://bucket/weights", "file:///weights", pathlib.Path("s3://bucket/weights")])
+def test_urls_are_no_paths(tmp_path, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"weights is a URL, expected a path"):
+        save_weights(layer(), path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_checkpoint_that_was_moved_can_be_read(tmp_path):
