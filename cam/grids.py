@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from dcls_jax.cam.pictures import as_picture
+from dcls_jax.files import write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -78,15 +79,13 @@ class Grid:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the grid in the format that the suffix names; it appears under its name only when complete.
 
-        Raises ValueError for another suffix than .png, .pdf, .svg, .jpg and .jpeg.
+        Raises ValueError for another suffix than .png, .pdf, .svg, .jpg and .jpeg, and OSError, which names the path.
         """
         target = Path(path)
         kind = target.suffix[1:].lower()
         if kind not in FORMATS:
             raise ValueError(f"path (={str(path)!r}) must end in one of {', '.join('.' + known for known in FORMATS)}")
-        unfinished = target.with_name(f".{target.name}.partial")
-        unfinished.write_bytes(self._file(kind))
-        os.replace(unfinished, target)
+        write_bytes(target, self._file(kind))
 
     def _repr_png_(self) -> bytes:
         return self.png()
