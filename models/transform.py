@@ -63,8 +63,13 @@ class Transform:
         return rows.reshape(pixels.shape)
 
     def framed(self, image: Image.Image) -> Image.Image:
-        """The part of a picture that the model sees, crop x crop pixels, in the picture's mode."""
+        """The part of a picture that the model sees, crop x crop pixels, in the picture's mode.
+
+        Raises ValueError for a picture without pixels.
+        """
         image = _turned(image)
+        if 0 in image.size:
+            raise ValueError(f"image has size {image.size}, expected a pixel at least")
         width, height = self.resized(*image.size)
         left, top = round((width - self.crop) / 2), round((height - self.crop) / 2)
         right, bottom = left + self.crop, top + self.crop

@@ -167,6 +167,11 @@ def test_a_file_that_is_no_picture_is_named(tmp_path, monkeypatch):
             preprocess(tmp_path / name, small("convnext_tiny"))
 
 
+def test_a_picture_without_pixels_is_refused():
+    with pytest.raises(ValueError, match=r"image has size \(0, 5\), expected a pixel"):
+        Transform(32, 24)(Image.new("RGB", (0, 5)))
+
+
 def test_preprocess_takes_pictures_arrays_and_paths(tmp_path):
     model = small("convnext_tiny")
     pixels = np.random.default_rng(0).integers(0, 256, (260, 240, 3), np.uint8)
