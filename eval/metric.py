@@ -25,6 +25,7 @@ from dcls_jax.eval.runner import OnHost, Results, Runner
 from dcls_jax.eval.status import Scores, Status
 from dcls_jax.freezing import freeze
 from dcls_jax.models import Backbone, Transform
+from dcls_jax.models.state_dicts import shortened
 
 P = TypeVar("P")  # a preset
 S = TypeVar("S")  # a sample, as its source has it
@@ -136,6 +137,8 @@ def run(metric: Metric[S, Any], model: Backbone, source: Source[S], settings: Se
     read, unless they are skipped), OSError (`settings.out` cannot be written), ResultsError (it holds another run's
     results, or damaged ones, or a run is at work there).
     """
+    if not len(source) and source.damage:
+        raise RecordError("\n  ".join(["there are no records to evaluate", *shortened(source.damage)]))
     runner = runner_of(metric, model, source, settings)
     identity = {"arguments": _arguments(metric, model, settings), "data": source.identity()} | runner.identity()
     with nullcontext() if settings.out is None else ResultsFolder(settings.out, identity) as folder:

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from dcls_jax.eval.cli import printable
 from dcls_jax.eval.metric import Result
 from dcls_jax.models.state_dicts import shortened
 
@@ -53,4 +54,4 @@ def print_results(results: Sequence[Result], console: Console | None = None) -> 
         console.print(Text(", ".join([title, *map(" ".join, _shared(alike).items())]), "italic"))
         console.print(results_table(alike))
     for line in shortened(dict.fromkeys(line for r in results for line in r.bad_records)):
-        console.print(f"bad: {line}", style="red", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"bad: {printable(line)}", style="red", markup=False, highlight=False, soft_wrap=True)

@@ -1,6 +1,7 @@
 """The table of results, and the progress lines."""
 
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -65,3 +66,9 @@ def test_of_many_bad_records_ten_are_named_and_the_others_counted() -> None:
     lines = printed([result("[bold]", "aligned", [0.2], [COUNTED], bad)] * 2, 80)
     assert "[bold]" in "\n".join(lines)
     assert lines[-11:] == [*(f"bad: {line}" for line in bad[:10]), "bad: and 2 more"]
+
+
+def test_records_of_any_file_name_are_shown_without_moving_the_terminal() -> None:
+    bad = (os.fsdecode(b"a\x1b[2J\xff.tfrecords, record 3: bad"),)
+    lines = printed([result("tiny", "aligned", [0.2], [COUNTED], bad)], 80)
+    assert lines[-1] == "bad: a\\x1b[2J\\udcff.tfrecords, record 3: bad"
