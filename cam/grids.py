@@ -1,6 +1,7 @@
 """Pictures side by side under their titles, as a file or in a notebook."""
 
 import os
+import warnings
 import zlib
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
@@ -92,12 +93,14 @@ class Grid:
 
     def _file(self, kind: str) -> bytes:
         file = BytesIO()
-        canvas = _drawn(self)
-        if kind in ("pdf", "svg"):
-            canvas.vectors().savefig(file, format=kind, dpi=canvas.dpi)
-        else:
-            options = QUICK if kind == "png" else {"format": "JPEG", "quality": 95}
-            canvas.pixels().save(file, dpi=(canvas.dpi, canvas.dpi), **options)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a box stands for it
+            canvas = _drawn(self)
+            if kind in ("pdf", "svg"):
+                canvas.vectors().savefig(file, format=kind, dpi=canvas.dpi)
+            else:
+                options = QUICK if kind == "png" else {"format": "JPEG", "quality": 95}
+                canvas.pixels().save(file, dpi=(canvas.dpi, canvas.dpi), **options)
         return file.getvalue()
 
 

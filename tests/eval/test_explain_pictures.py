@@ -149,7 +149,6 @@ def test_each_map_is_a_picture_of_its_own(tmp_path, picture):
         os.fsdecode(b"[red]\xff.png"),
     ],
 )
-@pytest.mark.filterwarnings("ignore:Glyph")
 def test_pictures_of_any_name_are_explained(tmp_path, picture, name):
     out = tmp_path / "out"
     (row,) = explain([picture.rename(tmp_path / name)], out)["pictures"]
