@@ -93,8 +93,8 @@ def _write(
             raise OSError(f"the checkpoint {folder} could not be written: {reason(error)}") from error
         if check is not None:
             check(beside / "new")
-        check_replaceable(folder)  # so much time later
         if first:
+            check_replaceable(folder)  # so much time later
             if folder.exists():
                 folder.rename(beside / "old")
             (beside / "new").rename(folder)
