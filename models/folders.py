@@ -113,7 +113,8 @@ def _held(folder: pathlib.Path, beside: pathlib.Path) -> Iterator[None]:
     with open(lock):
         try:
             _put_back(folder, beside)
-            shutil.rmtree(beside / "new", ignore_errors=True)
+            for unfinished in beside.glob("new*"):  # Orbax has a longer name until it is complete
+                shutil.rmtree(unfinished, ignore_errors=True)
             yield
         finally:
             _put_back(folder, beside)

@@ -163,7 +163,14 @@ def test_the_old_checkpoint_is_put_back_after_a_kill_between_the_renames(tmp_pat
     beside = tmp_path / ".weights.dcls_jax"
     beside.mkdir()
     (tmp_path / "weights").rename(beside / "old")
-    monkeypatch.setattr(ocp, "save", lambda *_: 1 / 0)
+    for unfinished in ("new", "new.orbax-checkpoint-tmp"):
+        (beside / unfinished / "state").mkdir(parents=True)
+
+    def fails(place, _):
+        assert {path.name for path in place.parent.iterdir()} == {"lock"}
+        return 1 / 0
+
+    monkeypatch.setattr(ocp, "save", fails)
     with pytest.raises(OSError, match="division by zero"):
         save_weights(layer(2), tmp_path / "weights")
     assert is_at(tmp_path / "weights", layer(1))
