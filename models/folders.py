@@ -21,7 +21,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from dcls_jax.models.locks import hold
-from dcls_jax.models.state_dicts import CheckpointError, reason
+from dcls_jax.models.state_dicts import HUB, CheckpointError, reason, shortened
 
 _MARKER = "_CHECKPOINT_METADATA"
 _ENTRIES = {_MARKER, "orbax.checkpoint", "commit_success.txt", "state"}
@@ -212,8 +212,11 @@ def read_tree(folder: pathlib.Path) -> dict[str, np.ndarray]:
         with _plain(folder) as place, _said_once():
             tree = ocp.load(place)
     except Exception as error:  # orbax raises many kinds for what is one thing to the user
-        no_hub = "" if is_checkpoint(folder) else ", nor has it the files of a model hub"
-        raise CheckpointError(f"{folder} is not a readable Orbax checkpoint{no_hub}: {reason(error)}") from error
+        if not is_checkpoint(folder):
+            has = ", ".join(shortened(sorted(path.name for path in folder.iterdir()), 3)) or "nothing"
+            expected = f"an Orbax checkpoint, or {' or '.join(HUB)} in it"
+            raise CheckpointError(f"{folder} is no checkpoint: it has {has}, expected {expected}") from error
+        raise CheckpointError(f"{folder} is not a readable Orbax checkpoint: {reason(error)}") from error
     if not isinstance(tree, Mapping | list | tuple):
         raise CheckpointError(f"{folder} holds a single {type(tree).__name__}, expected arrays by name")
     return {".".join(path): np.asarray(leaf) for path, leaf in _flat(tree)}

@@ -20,8 +20,13 @@ _WRAPPERS = (  # averaged weights before the last ones
     "module",
     "net",
 )
+_NO_WEIGHTS = {  # by how such files begin
+    b"version https://git-lfs": "a pointer of Git LFS; fetch the file itself, with git lfs pull",
+    b"\x1f\x8b": "compressed by gzip; uncompress it first",
+    b"<": "a web page or other markup; download the file itself",
+}
 _NESTED = 5  # wrappers at most; a pickled dict may hold itself
-_HUB = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+HUB = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _SAFETENSORS: dict[str, Any] = {
     "BOOL": np.bool_,
     "BF16": jnp.bfloat16,
@@ -39,7 +44,7 @@ class CheckpointError(ValueError):
 
 def hub_file(folder: pathlib.Path) -> pathlib.Path | None:
     """The weights in a folder as model hubs have it: one file, or the index of several."""
-    return next((folder / name for name in _HUB if (folder / name).exists()), None)
+    return next((folder / name for name in HUB if (folder / name).exists()), None)
 
 
 def read_state_dict(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -108,20 +113,26 @@ def _plain(tensor: Any) -> Any:
 
 
 def _read(path: pathlib.Path) -> Any:
-    _check_file(path)
-    return _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    start = _checked_start(path)
+    # Of a safetensors file of any name the length of a JSON object is the first number.
+    return _read_safetensors(path) if path.suffix == ".safetensors" or start[8:9] == b"{" else _read_torch(path)
 
 
-def _check_file(path: pathlib.Path) -> None:
+def _checked_start(path: pathlib.Path) -> bytes:
+    """The first bytes of a file. Raises CheckpointError, which says what it is, if that is known to be none."""
     if not path.is_file():  # to open a pipe is to wait for who writes to it
         raise CheckpointError(f"{path} is not a regular file")
     with path.open("rb") as file:
-        if not file.read(1):
-            raise CheckpointError(f"{path} is empty")
+        start = file.read(50)
+    if not start:
+        raise CheckpointError(f"{path} is empty")
+    if what := next((what for first, what in _NO_WEIGHTS.items() if start.startswith(first)), None):
+        raise CheckpointError(f"{path} is {what}")
+    return start
 
 
 def _read_shards(index: pathlib.Path) -> dict[str, Any]:
-    _check_file(index)
+    _checked_start(index)
     try:
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
         shards = [index.with_name(name) for name in names]

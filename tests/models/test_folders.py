@@ -279,7 +279,15 @@ def test_damaged_orbax_checkpoints_are_named(tmp_path):
                 load_weights(layer(), damaged)
             assert len(str(error.value).splitlines()) == 1
     (tmp_path / "nothing").mkdir()
-    with pytest.raises(CheckpointError, match=r"nothing is not a readable Orbax checkpoint, nor has it the files of"):
+    with pytest.raises(
+        CheckpointError, match=r"nothing is no checkpoint: it has nothing, expected an Orbax checkpoint"
+    ):
+        load_weights(layer(), tmp_path / "nothing")
+    for name in ("weights.pth", "config.json"):
+        (tmp_path / "nothing" / name).touch()
+    with pytest.raises(
+        CheckpointError, match=r"it has config\.json, weights\.pth, expected .*, or model\.safetensors or "
+    ):
         load_weights(layer(), tmp_path / "nothing")
 
 

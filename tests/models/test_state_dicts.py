@@ -2,6 +2,7 @@
 
 import argparse
 import collections
+import gzip
 import json
 import os
 import pathlib
@@ -261,6 +262,29 @@ def test_files_that_cannot_be_read_are_named(arrays, tmp_path):
     with pytest.raises(CheckpointError) as error:
         load_weights(layer(), path)
     assert_one_line_about(path, error)
+
+
+@pytest.mark.parametrize("name", ["blobs/0a1b2c", "weights.pth", "weights.SAFETENSORS"])
+def test_safetensors_of_any_name(arrays, tmp_path, name):
+    (tmp_path / "blobs").mkdir()
+    save_file(arrays, tmp_path / name)
+    check_loads(tmp_path / name, arrays)
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0a1b\nsize 3\n", "a pointer of Git LFS"),
+        (gzip.compress(b"weights"), "compressed by gzip"),
+        (b"<!DOCTYPE html><html>not found</html>", "a web page"),
+    ],
+)
+@pytest.mark.parametrize("name", ["weights.safetensors", "weights.pth"])
+def test_what_is_found_in_the_place_of_weights_is_named(tmp_path, content, what, name):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=f"{name} is {what}") as error:
+        load_weights(layer(), tmp_path / name)
+    assert_one_line_about(tmp_path / name, error)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads every file")
