@@ -1,5 +1,6 @@
 """Settings and helpers of all tests."""
 
+import gc
 import itertools
 import os
 import signal
@@ -30,9 +31,18 @@ jax.config.update("jax_num_cpu_devices", 8)  # of this process; what shards is t
 DATA = Path(__file__).parent / "data"
 
 
+def slow(*values: Any) -> Any:
+    """A case that `make parity` runs, and `make test` leaves out."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 # Options with which programs are compiled in a fifth of the time, to run slower. XLA's own passes, fusion among them,
-# are the same; fused loops are written by its older generator, and LLVM does not optimise.
-_QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+# are the same; fused loops are written by its older generator, and LLVM does not optimise, all in one piece.
+_QUICK = {
+    "xla_backend_optimization_level": 0,
+    "xla_cpu_use_fusion_emitters": False,
+    "xla_cpu_parallel_codegen_split_count": 1,
+}
 _options: dict[str, object] = {}  # for the test that runs
 
 
@@ -56,15 +66,22 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_finish() -> None:
+    """What is imported lives to the end: garbage is not looked for in it, nor as often as tracing makes objects."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Compile quickly all but the tests against PyTorch, or against another process.
 
-    With DCLS_JAX_TEST_OPTIMISED=1 all are compiled as for users; `make parity` does so, and runs those marked
-    `optimised` too, which compare with recorded numbers.
+    With DCLS_JAX_TEST_OPTIMISED=1 those marked `optimised`, which compare with recorded numbers, are compiled as for
+    users too; `make parity` does so.
     """
-    as_for_users = any(item.get_closest_marker(name) for name in ("as_for_users", "parity"))
+    as_for_users = ["as_for_users", "parity"] + ["optimised"] * ("DCLS_JAX_TEST_OPTIMISED" in os.environ)
     _options.clear()
-    if not as_for_users and "DCLS_JAX_TEST_OPTIMISED" not in os.environ:
+    if not any(item.get_closest_marker(name) for name in as_for_users):
         _options.update(_quick_options())
 
 

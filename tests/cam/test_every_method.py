@@ -361,8 +361,8 @@ def test_every_method_is_its_plain_form(name, assert_close):
     images = (case.images, *case.inputs) if case.inputs else case.images
     made = explain_all(case.model, images, case.targets, chosen, chunk=2)
     with jax.default_matmul_precision("highest"):
-        for i, method in itertools.product(range(3), chosen):
-            expected = np.asarray(EXPECTED[method](One(case, i)))
+        for (i, one), method in itertools.product(enumerate(One(case, i) for i in range(3)), chosen):
+            expected = np.asarray(EXPECTED[method](one))
             difference = np.abs(made[method][i] - expected).max()
             assert difference <= 2e-5 * np.abs(expected).max(), f"{method} differs by {difference}"
 
