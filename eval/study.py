@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
@@ -29,7 +28,5 @@ def study_maps(
     """
     if method not in STUDY:
         raise ValueError(f"method (={method!r}) is not in the study, which has {', '.join(STUDY)}")
-    images = jnp.asarray(images)
-    maps = METHODS[method](model, images, labels)
-    channels = jax.eval_shape(lambda model, x: model.features(x), model, images).shape[-1]
-    return postprocess(maps / channels, size=size, **STUDY[method])
+    maps = METHODS[method](model, jnp.asarray(images), labels, reduce=lambda terms: terms.mean(-1))
+    return postprocess(maps, size=size, **STUDY[method])

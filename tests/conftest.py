@@ -122,35 +122,38 @@ def strict():
         yield
 
 
-# Random numbers come from NumPy: jax.random compiles a program for each shape, which takes a second.
+# Random numbers come from NumPy, in their dtype: JAX compiles a program for each shape, to draw and to convert.
+
+
+def array(numbers: Any, dtype: Any) -> jax.Array:
+    """An array on the device, without a program."""
+    return jnp.asarray(np.asarray(numbers).astype(dtype), dtype)
 
 
 def normal(*shape: int, seed: int = 0) -> jax.Array:
     """Standard normal numbers."""
-    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
+    return array(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
 
 
 def initialiser(seed: int) -> Callable[..., jax.Array]:
     """LeCun's normal initialiser, for `kernel_init` and `bias_init`; each call draws on."""
     rng = np.random.default_rng(seed)
-    return lambda key, shape, dtype, *_: jnp.asarray(rng.standard_normal(shape) / np.sqrt(np.prod(shape[:-1])), dtype)
+    return lambda key, shape, dtype, *_: array(rng.standard_normal(shape) / np.sqrt(np.prod(shape[:-1])), dtype)
 
 
 def random_model(build: Callable[[], nnx.Module], seed: int = 0) -> nnx.Module:
     """The model that `build` makes, with all its parameters and statistics random, and none of its initialisers run."""
     rng, keys = np.random.default_rng(seed), itertools.count(seed)
 
-    def value(path: tuple[str | int, ...], leaf: nnx.Variable) -> jax.Array | np.ndarray:
+    def value(path: tuple[str | int, ...], leaf: nnx.Variable) -> jax.Array:
         if isinstance(leaf, nnx.RngKey):
             return jax.random.key(next(keys))
         if isinstance(leaf, nnx.RngCount):
-            return np.zeros((), np.uint32)
+            return array(0, leaf.dtype)
         if leaf.ndim < 2 and path[-1] not in ("bias", "mean"):
-            return rng.uniform(0.5, 1.5, leaf.shape)  # scales and variances
-        return rng.standard_normal(leaf.shape) / np.sqrt(np.prod(leaf.shape[:-1]))
+            return array(rng.uniform(0.5, 1.5, leaf.shape), leaf.dtype)  # scales and variances
+        return array(rng.standard_normal(leaf.shape) / np.sqrt(np.prod(leaf.shape[:-1])), leaf.dtype)
 
     graph, state = nnx.split(nnx.eval_shape(build))
-    leaves = [
-        (path, leaf.replace(jnp.asarray(value(path, leaf), leaf.dtype))) for path, leaf in nnx.to_flat_state(state)
-    ]
+    leaves = [(path, leaf.replace(value(path, leaf))) for path, leaf in nnx.to_flat_state(state)]
     return nnx.merge(graph, nnx.from_flat_state(leaves))
