@@ -1,7 +1,7 @@
 """Models as parts of other programs: dtypes, devices, views, new heads, several activations at once."""
 
 import pickle
-from functools import cache
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -87,7 +87,7 @@ def test_flax_tabulates(name, images):
 
 def test_heads(name, images, tmp_path):
     model = random_model(lambda: small(name))
-    headless, other = (random_model(lambda: small(name, num_classes=n)) for n in (0, 7))
+    headless, other = (random_model(partial(small, name, num_classes=n)) for n in (0, 7))
     seen = features(model, images)
     expected = pooled(model, seen)
     save_weights(model, tmp_path / "weights")
