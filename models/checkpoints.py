@@ -225,7 +225,10 @@ def _with_leaves(model: M, leaves: Mapping[Path, np.ndarray]) -> M:
 
     def value(path: Path, leaf: nnx.Variable) -> Array:
         sharding = getattr(leaf.get_value(), "sharding", None)
-        array = jnp.array(leaves[path], leaf.dtype) if path in leaves else jnp.copy(leaf.get_value())
+        if path in leaves:  # NumPy copies and converts; JAX would compile a program for each shape
+            array = jnp.asarray(np.array(leaves[path], leaf.dtype), leaf.dtype)
+        else:
+            array = jnp.copy(leaf.get_value())
         return jax.device_put(array, sharding) if isinstance(sharding, NamedSharding) else array
 
     with np.errstate(over="ignore"):  # `load_weights` warns of what is too large
