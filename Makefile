@@ -38,7 +38,7 @@ $(SANITIZED): .venv/installed
 package: .venv/installed
 	$(BIN)/python -m pytest -m package
 
-# Commands killed at random moments and run again; half an hour. KILLS: how many.
+# Commands killed at random moments and run again; ten minutes on two quiet cores. KILLS: how many.
 KILLS ?= 100
 
 torture: .venv/installed

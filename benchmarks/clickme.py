@@ -17,15 +17,14 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from flax import nnx
 from PIL import Image
 from timing import machine
 
-from dcls_jax import compiler_options, freeze
-from dcls_jax.eval import clickme, examples
+from dcls_jax import compiler_options
+from dcls_jax.eval import clickme
+from dcls_jax.eval.data import clickme as data
 from dcls_jax.eval.demo import SAMPLE
-from dcls_jax.eval.records import Records
-from dcls_jax.eval.runner import Runner
+from dcls_jax.eval.metric import Settings, runner_of
 from dcls_jax.models import Transform, create_model
 
 ROUNDS = 10
@@ -38,28 +37,17 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--images", type=int, default=256)
     options = parser.parse_args()
-    model = freeze(create_model(options.model, dcls=options.dcls))
-    shards: list[Path] = sorted(SAMPLE.glob("*.tfrecords"))
-    records = Records(shards)
-    stored = clickme._reader(records, model.transform, clickme.PROTOCOLS, skip_bad=False)
-    example = stored(0)
-    assert example is not None
-    runner = Runner(
-        clickme._scores(model, "grad_cam"),
-        nnx.state(model),
-        lambda index: stored(index % len(records)),
-        example,
-        options.images,
-        batch_size=options.batch,
-        progress=False,
-    )
+    model = create_model(options.model, dcls=options.dcls)
+    source = Repeated(SAMPLE, options.images)
+    metric = clickme.metric(model, clickme.PROTOCOLS, method="grad_cam", transform=model.transform)
+    runner = runner_of(metric, model, source, Settings(batch_size=options.batch, progress=False))
     numbers = list(range(-(-options.images // options.batch)))
 
     def read_all() -> None:
         for _ in runner._batches(numbers):
             pass
 
-    times = least({"all": read_all} | stages(records, model.transform))
+    times = least({"all": read_all} | stages(data.ClickMe(SAMPLE), model.transform))
 
     step = runner._lowered.compile(compiler_options=dict(compiler_options()))
     batches = list(runner._batches(numbers))
@@ -78,26 +66,40 @@ def main() -> None:
     wall, cpu = times.pop("all")
     rates = options.images / wall, options.images / cpu, step_rate, whole_rate
     print(f"| {' | '.join(f'{rate:.1f} images/s' for rate in rates)} | {whole_rate / step_rate:.0%} |")
-    parts = {name: seconds / len(records) for name, (_, seconds) in times.items()}
+    parts = {name: seconds / source.pictures for name, (_, seconds) in times.items()}
     total = cpu / options.images
     print("\n| of the data, for one image | CPU time |\n|---|---|")
     for name, seconds in {**parts, "threads, batches": total - sum(parts.values()), "all": total}.items():
         print(f"| {name} | {seconds * 1e3:.2f} ms |")
 
 
-def stages(records: Records, transform: Transform) -> dict[str, Callable[[], object]]:
+class Repeated(data.ClickMe):
+    """Pictures, again and again, so many in all."""
+
+    def __init__(self, paths: Path, count: int) -> None:
+        super().__init__(paths)
+        self.pictures, self.count = super().__len__(), count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> data.Stored:
+        return super().__getitem__(index % self.pictures)
+
+
+def stages(source: data.ClickMe, transform: Transform) -> dict[str, Callable[[], object]]:
     """What a reader does with all records, each part with what the parts before it make of them."""
-    numbers, fields = range(len(records)), (None, transform)
-    stored = [examples.decode(records, i) for i in numbers]
-    pictures = [Image.fromarray(examples.picture(image, np.uint8)) for image, _, _ in stored]
+    numbers, fields = range(len(source)), (None, transform)
+    stored = [source[i] for i in numbers]
+    pictures = [Image.fromarray(data.picture(image, np.uint8)) for image, _, _ in stored]
     framed = [transform.framed(picture) for picture in pictures]
     uncut = replace(transform, resize=transform.crop)
     parts: dict[str, Callable[[int], object]] = {
-        "read and decode": lambda i: examples.decode(records, i),
-        "resize to 224": lambda i: examples.picture(stored[i][0], np.uint8),
+        "read and decode": lambda i: source[i],
+        "resize to 224": lambda i: data.picture(stored[i][0], np.uint8),
         "Pillow's bicubic resize": lambda i: transform.framed(pictures[i]),
         "normalise": lambda i: uncut(framed[i]),
-        "human maps": lambda i: examples.human_maps(stored[i][1], fields),
+        "human maps": lambda i: data.human_maps(stored[i][1], fields),
     }
     return {name: partial(each, part, numbers) for name, part in parts.items()}
 

@@ -14,8 +14,8 @@ import time
 from itertools import islice
 from pathlib import Path
 
+from dcls_jax.eval.data.records import Records, write_records
 from dcls_jax.eval.demo import SAMPLE
-from dcls_jax.eval.records import Records, write_records
 from dcls_jax.models import create_model, list_models, save_weights
 
 PICTURES = 8

@@ -128,9 +128,9 @@ def check_maps(
                 causes.insert(0, "the images themselves are not")
             elif not jnp.isfinite(_cut(model, images, layer)[0][bad[0]]).all():
                 causes.insert(0, "the activations there are not")
-            raise ValueError(f"maps of {_listed(bad)} by {method} at {place(layer)} are not finite, as {causes[0]}")
+            raise ValueError(f"maps of {listed(bad)} by {method} at {place(layer)} are not finite, as {causes[0]}")
         if nothing.any():
-            maps = f"maps of {_listed(np.flatnonzero(nothing))} by {method} at {place(layer)} are constant"
+            maps = f"maps of {listed(np.flatnonzero(nothing))} by {method} at {place(layer)} are constant"
             message = (
                 f"{maps} but for rounding: either nothing varies over space there, or what the map adds up cancels, "
                 "or the target does not depend on that layer; a head that reads the class token alone has no path from "
@@ -149,6 +149,7 @@ def place(layer: str | None) -> str:
     return "the features" if layer is None else f"layer {layer!r}"
 
 
-def _listed(indices: np.ndarray) -> str:
+def listed(indices: np.ndarray) -> str:
+    """What messages call images: "images 0, 3", the first eight of them."""
     shown = ", ".join(map(str, indices[:8]))
     return f"{'image' if len(indices) == 1 else 'images'} {shown}{', ...' if len(indices) > 8 else ''}"

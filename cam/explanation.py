@@ -3,10 +3,9 @@
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache, partial
+from functools import lru_cache
 from operator import itemgetter
 from typing import Any, Protocol
-from weakref import WeakKeyDictionary
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +18,9 @@ from dcls_jax.cam.gradient import channel_sum
 from dcls_jax.cam.maps import Combine, Size, checked_size, combine_layers, dead_maps, resize
 from dcls_jax.cam.methods import METHODS
 from dcls_jax.cam.model import Head, WithInputs, activations_and_gradients, output_of, split
-from dcls_jax.cam.space import rounding
-from dcls_jax.cam.targets import Targets, as_pytree, traced
-from dcls_jax.compilation import compiler_options
+from dcls_jax.cam.programs import as_program, is_traced, leaf_types, run
+from dcls_jax.cam.space import as_key, rounding
+from dcls_jax.cam.targets import Targets
 
 
 class Method(Protocol):
@@ -123,18 +122,17 @@ def explain_all(
     plans = tuple(plan for plan, _ in planned.values())
     whole = WithInputs(model, tuple(inputs)) if inputs else model
     leaves, structure = jax.tree.flatten(whole)
-    output = _checked(structure, _types(whole, leaves), jax.typeof(x), plans)
+    output = _checked(structure, leaf_types(whole, leaves), jax.typeof(x), plans)
     check_targets_fit(targets, output, optional=all(_is_optional(plan.method) for plan in plans))
-    in_program = _is_traced((leaves, x, targets, planned))
-    pytree = _as_program(targets, output) if targets is not None else None
-    run = partial(_compiled(in_program), structure=structure, plans=plans)
+    in_program = is_traced((leaves, x, targets, planned))
+    pytree = as_program(targets, output) if targets is not None else None
     arrays = [arrays for _, arrays in planned.values()]
     step = len(x) if chunk is None else min(chunk, len(x))
 
     def cut(chosen: slice) -> tuple[Any, ...]:
         """The chosen images, and what holds an entry for each."""
         rows = itemgetter(chosen)
-        seen = leaves if not inputs else jax.tree.leaves(WithInputs(model, jax.tree.map(rows, tuple(inputs))))
+        seen = model if not inputs else WithInputs(model, jax.tree.map(rows, tuple(inputs)))
         options = [{key: rows(a) if _is_per_image(a, x) else a for key, a in given.items()} for given in arrays]
         return seen, rows(x), jax.tree.map(rows, pytree), options
 
@@ -142,7 +140,8 @@ def explain_all(
     for start in range(0, len(x), step):
         # The last chunk is taken from the end, so that every chunk has one shape and compiles once.
         first = min(start, len(x) - step)
-        part = run(leaves, x, pytree, arrays) if step == len(x) else run(*cut(slice(first, first + step)))
+        piece = (whole, x, pytree, arrays) if step == len(x) else cut(slice(first, first + step))
+        part = run(_explain, *piece, plans=plans)
         parts.append(part if start == first else jax.tree.map(itemgetter(slice(start - first, None)), part))
     maps, flags = parts[0] if len(parts) == 1 else jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
     if not in_program:
@@ -212,8 +211,8 @@ def _plan(
     if augment and rank != 4:
         raise ValueError(f"augment (={augment}) mirrors pictures (B, H, W, C); images have {rank} axes")
     arrays = {name: jnp.asarray(value) for name, value in options.items() if isinstance(value, Array | np.ndarray)}
-    if "key" in arrays and not jnp.issubdtype(arrays["key"].dtype, jax.dtypes.prng_key):
-        arrays["key"] = jax.random.wrap_key_data(arrays["key"])
+    if "key" in arrays:
+        arrays["key"] = as_key(arrays["key"])
     rest = tuple(sorted((name, value) for name, value in options.items() if name not in arrays))
     for option, value in rest:
         if getattr(type(value), "__hash__", None) is None:
@@ -239,61 +238,16 @@ def _checked(structure: Any, leaves: tuple[Any, ...], image: Any, plans: tuple[_
     return output
 
 
-_programs: WeakKeyDictionary[Callable[..., Any], dict[Any, Any]] = WeakKeyDictionary()
-
-
-def _as_program(targets: Any, output: Any) -> Any:
-    """`traced`, once for each function and shape of output."""
-    if not callable(targets) or not jax.tree_util.all_leaves([targets]):
-        return as_pytree(targets)
-    try:
-        known = _programs.setdefault(targets, {})
-    except TypeError:  # it cannot be referred to weakly
-        return traced(targets, output)
-    shapes = jax.tree.structure(output), tuple((x.shape, x.dtype) for x in jax.tree.leaves(output))
-    if shapes not in known:
-        known[shapes] = traced(targets, output)
-    return known[shapes]
-
-
 def _is_per_image(option: Array, images: Array) -> bool:
     """Not by the first axis alone: the height of an image or the channels of a layer may equal the batch by chance."""
     ranks = (1,) if jnp.issubdtype(option.dtype, jax.dtypes.prng_key) else (2, images.ndim)
     return option.ndim in ranks and len(option) == len(images)
 
 
-def _types(model: Any, leaves: Sequence[Any]) -> tuple[Any, ...]:
-    """Shapes and dtypes of a model's leaves. Raises ValueError for a model that holds something else than arrays."""
-    try:
-        return tuple(map(jax.typeof, leaves))
-    except TypeError as error:
-        name = type(model).__name__
-        raise ValueError(f"model (a {name}) must be a pytree of arrays, such as a Flax module") from error
-
-
-@cache
-def _compiled(inside: bool) -> Callable[..., tuple[list[Array], Array]]:
-    """`_explain` under jit; inside another jit, whose caller chooses how to compile."""
-    options = None if inside else compiler_options()
-    return jax.jit(_explain, static_argnames=("structure", "plans"), compiler_options=options)
-
-
-def _is_traced(arguments: Any) -> bool:
-    """Whether arguments, or all that is computed here, belong to a program being traced."""
-    return any(isinstance(leaf, jax.core.Tracer) for leaf in [jnp.zeros(()), *jax.tree.leaves(arguments)])
-
-
 def _explain(
-    leaves: Sequence[Array],
-    images: Array,
-    targets: Any,
-    arrays: Sequence[dict[str, Array]],
-    *,
-    structure: Any,
-    plans: tuple[_Plan, ...],
+    model: Any, images: Array, targets: Any, arrays: Sequence[dict[str, Array]], *, plans: tuple[_Plan, ...]
 ) -> tuple[list[Array], Array]:
     """Maps of each plan, and for each image, plan and layer, whether the raw map is finite and dead (B, n, 2)."""
-    model = jax.tree.unflatten(structure, leaves)
     if targets is None:
         output = output_of(model, images)
         targets = output.argmax(-1) if is_logits(output) else None

@@ -17,7 +17,7 @@ from dcls_jax.cam.gradient import Reduce, channel_sum
 from dcls_jax.cam.maps import resize
 from dcls_jax.cam.masks import check_mask_space, chosen_convention, falls, over_masks, stacked_scores
 from dcls_jax.cam.model import Model, activations_and_gradients, output_of
-from dcls_jax.cam.space import axes, keys_of, mean
+from dcls_jax.cam.space import convolve_axes, keys_of, mean
 from dcls_jax.cam.targets import Targets
 
 Clustering = Literal["chunks", "k_means", "agglomerative"]
@@ -140,18 +140,8 @@ def gaussian_blur(images: Array, size: int, sigma: float) -> Array:
     """
     if size < 1 or size % 2 == 0 or sigma <= 0:
         raise ValueError(f"size (={size}) must be odd, and sigma (={sigma}) positive")
-    reach = size // 2
-    taps = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
-
-    def along(length: int) -> np.ndarray:
-        padded = np.pad(np.eye(length), ((reach, reach), (0, 0)), mode="reflect")
-        return sum(t * padded[i : i + length] for i, t in enumerate(taps / taps.sum()))
-
-    # Products with small matrices, which hold the border too.
-    for axis in axes(images):
-        matrix = jnp.asarray(along(images.shape[axis]), images.dtype)
-        images = jnp.moveaxis(jnp.tensordot(matrix, images, (1, axis), precision="highest"), 0, axis)
-    return images
+    taps = np.exp(-0.5 * (np.arange(-(size // 2), size // 2 + 1) / sigma) ** 2)
+    return convolve_axes(images, taps / taps.sum(), "reflect")
 
 
 def k_means(points: Array, clusters: int, key: Array, iterations: int = 50) -> Array:

@@ -32,15 +32,16 @@ def dead_maps(maps: ArrayLike, *, space: int = 2) -> Array:
     return ~(jnp.isfinite(maps).all(axes) & (maps.max(axes) > maps.min(axes)))
 
 
-def resize(maps: ArrayLike, size: Size, *, space: int = 2) -> Array:
-    """Linear with half-pixel centres: (..., *space) -> (..., *size); shrinking is antialiased, as by jax.image.
+def resize(maps: ArrayLike, size: Size, *, space: int = 2, antialias: bool = True) -> Array:
+    """Linear with half-pixel centres: (..., *space) -> (..., *size).
 
-    size: one number for every axis of a map, or one each. Enlarging is torch's `align_corners=False`, and keeps equal
-    neighbours equal to the bit: ranks depend on such ties. Raises ValueError for a size that is not positive.
+    size: one number for every axis of a map, or one each. antialias: an axis that shrinks, as jax.image does, and torch
+    only if told to. Enlarging is torch's `align_corners=False`, and keeps equal neighbours equal to the bit: ranks
+    depend on such ties. Raises ValueError for a size that is not positive.
     """
     maps, axes = _with_axes(maps, space)
     for axis, length in zip(axes, checked_size(size, space), strict=True):
-        maps = _resize_axis(maps, length, maps.ndim + axis)
+        maps = _resize_axis(maps, length, maps.ndim + axis, antialias)
     return maps
 
 
@@ -72,9 +73,9 @@ def _with_axes(maps: ArrayLike, space: int) -> tuple[Array, tuple[int, ...]]:
     return maps, tuple(range(-space, 0))
 
 
-def _resize_axis(maps: Array, size: int, axis: int) -> Array:
+def _resize_axis(maps: Array, size: int, axis: int, antialias: bool) -> Array:
     old = maps.shape[axis]
-    if size < old:
+    if size < old and antialias:
         shape = (*maps.shape[:axis], size, *maps.shape[axis + 1 :])
         return jax.image.resize(maps, shape, "bilinear")
     centre = (jnp.arange(size, dtype=jnp.float32) + 0.5) * (old / size) - 0.5

@@ -14,19 +14,21 @@ from dcls_jax.cam.targets import Targets, scores
 Convention = TypeVar("Convention")
 
 
-def chosen_convention(convention: str | Convention, known: Mapping[str, Convention]) -> Convention:
-    """A convention itself, or the known one of that name. Raises ValueError for an unknown name."""
+def chosen_convention(
+    convention: str | Convention, known: Mapping[str, Convention], name: str = "convention"
+) -> Convention:
+    """A convention itself, or the known one so called. Raises ValueError for an unknown one, which it calls `name`."""
     if not isinstance(convention, str):
         return convention
     if convention not in known:
-        raise ValueError(f"convention (={convention!r}) must be one of {', '.join(known)}")
+        raise ValueError(f"{name} (={convention!r}) must be one of {', '.join(known)}")
     return known[convention]
 
 
 def over_masks(function: Callable[[Array], Any], masks: int, images: int, masks_at_a_time: int) -> Any:
     """function(indices (m,)) -> arrays (m, ...), called for all masks in turn: arrays (masks, ...).
 
-    m is how many masks, each on every image, make up `masks_at_a_time`. Raises ValueError if that is less than 1.
+    m is at most how many masks, each on every image, make up `masks_at_a_time`. Raises ValueError if that is below 1.
     """
     # The last chunk wraps around to masks that were seen already, so that all have one shape.
     indices = _chunks(masks, images, masks_at_a_time) % masks
@@ -51,21 +53,30 @@ def _chunks(masks: int, images: int, masks_at_a_time: int) -> Array:
     """Indices of masks, and further ones that fill the last row: (rows, m)."""
     if masks_at_a_time < 1:
         raise ValueError(f"masks_at_a_time (={masks_at_a_time}) must be at least 1")
-    step = min(masks, max(1, masks_at_a_time // images))
-    return jnp.arange(-(-masks // step) * step).reshape(-1, step)
+    most = max(1, masks_at_a_time // images)
+    rows = -(-masks // most)
+    return jnp.arange(rows * -(-masks // rows)).reshape(rows, -1)  # of one length, and as few too many as can be
 
 
 def stacked_scores(run: Head, x: Array, targets: Targets, *, probabilities: bool = False) -> Array:
     """Scores (m, B) of m versions of a batch, x (m, B, ...), which run, (N, ...) -> output, sees as one.
 
-    probabilities: labels, and soft labels, read the softmax of logits of several classes; any other target is a score
-    on its own scale, as are the logit of a single class and a regression.
+    probabilities: `confidences` in place of scores.
     """
     output = run(x.reshape(-1, *x.shape[2:]))
     output = jax.tree.map(lambda y: y.reshape(*x.shape[:2], *y.shape[1:]), output)
-    if probabilities and not callable(targets) and output.ndim == 3 and output.shape[2] > 1:
+    measure = confidences if probabilities else scores
+    return jax.vmap(lambda output: measure(output, targets))(output)
+
+
+def confidences(output: Any, targets: Targets) -> Array:
+    """Scores (B,), of which labels and soft labels read the softmax of logits (B, classes) of several classes.
+
+    Any other target is a score on its own scale, as are the logit of a single class and a regression.
+    """
+    if not callable(targets) and output.ndim == 2 and output.shape[1] > 1:
         output = jax.nn.softmax(output.astype(jnp.float32))
-    return jax.vmap(lambda output: scores(output, targets))(output)
+    return scores(output, targets)
 
 
 def falls(before: Array, after: Array) -> Array:

@@ -1,9 +1,11 @@
 """Arrays (B, *space, C): means and sums over space, whatever its number of axes, and what each image has of its own."""
 
 from functools import partial
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
@@ -28,11 +30,29 @@ def like_channels(weights: Array, x: Array) -> Array:
     return jnp.expand_dims(weights.astype(x.dtype), axes(x))
 
 
+def convolve_axes(x: Array, taps: np.ndarray, border: Literal["reflect", "constant"]) -> Array:
+    """x (B, *space, C) convolved along each axis of space with an odd number of taps, beyond its border as `np.pad`."""
+    reach = len(taps) // 2
+
+    def along(length: int) -> np.ndarray:
+        padded = np.pad(np.eye(length), ((reach, reach), (0, 0)), mode=border)
+        return sum(tap * padded[i : i + length] for i, tap in enumerate(taps))
+
+    # Products with small matrices, which hold the border too.
+    for axis in axes(x):
+        matrix = jnp.asarray(along(x.shape[axis]), x.dtype)
+        x = jnp.moveaxis(jnp.tensordot(matrix, x, (1, axis), precision="highest"), 0, axis)
+    return x
+
+
 def keys_of(key: Array, batch: int) -> Array:
     """A key for each image, (B,): the one given, alike for all, or those given. Old-style uint32 keys are taken too."""
-    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        key = jax.random.wrap_key_data(key)
-    return jnp.broadcast_to(key, (batch,))
+    return jnp.broadcast_to(as_key(key), (batch,))
+
+
+def as_key(key: Array) -> Array:
+    """A key, or several, as jax.random makes them now: old-style uint32 keys (..., 2) become (...)."""
+    return key if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(key)
 
 
 def sample_keys(key: Array, batch: int, samples: int) -> Array:

@@ -1,6 +1,7 @@
 """How programs are compiled: with the options that suit these models, and kept from one run to the next."""
 
 import os
+import warnings
 from functools import cache
 
 import jax
@@ -27,10 +28,14 @@ def compiler_options() -> dict[str, str | bool]:
 
 
 def keep_compilations() -> None:
-    """Keep compiled programs in the user's cache folder, or where JAX_COMPILATION_CACHE_DIR says ("": nowhere)."""
+    """Keep compiled programs in the user's cache folder, or where JAX_COMPILATION_CACHE_DIR says ("": nowhere).
+
+    What cannot be written there, or read, is compiled again without a word.
+    """
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         import pooch
 
         jax.config.update("jax_compilation_cache_dir", str(pooch.os_cache("dcls_jax") / "compiled"))
+    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache entry")
     # The small programs too: there are a hundred of them before the first result.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

@@ -41,7 +41,8 @@ def depthwise_conv(
     DCLS_JAX_DEPTHWISE, where it is set, is taken for "auto".
     precision: of products on hardware that has several; unless given, JAX's default.
     Raises ValueError where shapes, dtypes or shardings do not fit or the method is unknown; and, when the program is
-    compiled, where the platform does not have the method ("native" is for CPUs, where it was built).
+    compiled, where the platform does not have the method ("native" is for CPUs, "cuda" for NVIDIA GPUs, both
+    where the native library was built).
     """
     if x.ndim != 4 or kernel.ndim != 3 or x.shape[-1] != kernel.shape[-1]:
         raise ValueError(f"x {x.shape} must be (B, H, W, C) and kernel {kernel.shape} (kh, kw, C), with equal C")

@@ -3,9 +3,21 @@
 from etils import epy
 
 with epy.lazy_api_imports(globals()):  # a rank correlation needs no reader of records
-    from dcls_jax.eval import clickme
+    from dcls_jax.eval import accuracy, clickme, faithfulness, localisation
+    from dcls_jax.eval.data.records import RecordError, write_records
+    from dcls_jax.eval.metric import Settings
     from dcls_jax.eval.rank import average_ranks, spearman
-    from dcls_jax.eval.records import RecordError, write_records
     from dcls_jax.eval.results import ResultsError
 
-__all__ = ["RecordError", "ResultsError", "average_ranks", "clickme", "spearman", "write_records"]
+__all__ = [
+    "RecordError",
+    "ResultsError",
+    "Settings",
+    "accuracy",
+    "average_ranks",
+    "clickme",
+    "faithfulness",
+    "localisation",
+    "spearman",
+    "write_records",
+]

@@ -1,4 +1,4 @@
-"""The entry points of the commands: errors and signals in one line. The commands themselves are in `commands.py`.
+"""The entry points of the commands: errors and signals in one line. The commands themselves are in `commands/`.
 
 What this module imports is there at once, so that little of the start is left in which Python itself meets Ctrl-C.
 """
@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable
 from types import FrameType
 
@@ -45,7 +46,11 @@ def convert_weights() -> None:
 
 
 def run(command: Callable[[], object]) -> None:
-    """Run a command line: errors of use and of data are one line, exit code 1; so are Ctrl-C, 130, and SIGTERM, 143."""
+    """Run a command line: errors of use and of data are one line, exit code 1; so are Ctrl-C, 130, and SIGTERM, 143.
+
+    A warning is a line too.
+    """
+    show, warnings.showwarning = warnings.showwarning, lambda message, *_, **__: say(f"warning: {message}", "33")
     for number in _SIGNALS:
         signal.signal(number, _stop)
     try:
@@ -55,6 +60,7 @@ def run(command: Callable[[], object]) -> None:
         say(f"error: {error}", "31")
         sys.exit(1)
     finally:
+        warnings.showwarning = show
         at_work(False)
 
 
@@ -80,7 +86,7 @@ def _stop(number: int, _: FrameType | None) -> None:
 
 
 def _farewell() -> str:
-    goes_on = sys.argv[1:2] == ["demo"] or sys.argv[1:3] == ["eval", "clickme"]
+    goes_on = sys.argv[1:2] in (["demo"], ["eval"])
     return "stopped; the same command goes on from here" if goes_on else "stopped"
 
 

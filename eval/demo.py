@@ -13,8 +13,9 @@ from PIL import Image
 from dcls_jax.cam import show_maps
 from dcls_jax.cam.maps import normalise
 from dcls_jax.eval import clickme
-from dcls_jax.eval.results import check_writable, write_bytes
+from dcls_jax.eval.results import check_writable
 from dcls_jax.eval.study import STUDY, study_maps
+from dcls_jax.files import write_bytes
 from dcls_jax.layers import DclsConfig
 from dcls_jax.models import Backbone, create_model, preprocess
 

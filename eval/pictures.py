@@ -16,9 +16,12 @@ from jax import Array
 from PIL import Image
 
 from dcls_jax.cam import METHODS, DeadMapWarning, eigen_smooth, explain_all, options_of, show_maps
+from dcls_jax.cam.grids import QUICK
 from dcls_jax.cam.maps import Combine
 from dcls_jax.cam.styles import Style, check_style
-from dcls_jax.eval.results import check_writable, write_bytes, write_file, write_json
+from dcls_jax.compilation import compiler_options
+from dcls_jax.eval.results import check_writable, write_json
+from dcls_jax.files import write_bytes, write_file
 from dcls_jax.models import Backbone, imagenet_classes
 from dcls_jax.models.transform import opened, upright
 
@@ -100,7 +103,7 @@ def explain_pictures(
 
 def _predictions(model: Backbone) -> Callable[[Sequence[np.ndarray]], Array]:
     """From what the model sees to probabilities (B, classes)."""
-    forward = jax.jit(lambda model, images: jax.nn.softmax(model(images)))
+    forward = jax.jit(lambda model, images: jax.nn.softmax(model(images)), compiler_options=compiler_options())
     return lambda seen: forward(model, _inputs(model, seen))
 
 
@@ -161,7 +164,7 @@ def _draw(
         write_bytes(out / (f"maps-{first // PAGE + 1}.png" if first else "maps.png"), grid.png())
         for row, pictures in zip(rows[page], grid.rows, strict=True):
             for name, picture in zip(row["overlays"].values(), pictures[1:], strict=True):
-                write_file(out / name, partial(Image.fromarray(picture).save, format="PNG"))
+                write_file(out / name, partial(Image.fromarray(picture).save, **QUICK))
     return _columns_of(kept)
 
 

@@ -1,19 +1,21 @@
-"""Average ranks and Spearman's correlation on the device.
+"""Average ranks, Spearman's correlation and places in order on the device.
 
-On a CPU the native library, where it is built, ranks by a radix sort. Otherwise there is no sort, because XLA's, with a
-comparator per pair, is slower than SciPy on a CPU. Ranks need only the number of smaller and of equal values: every
-round throws the values of a group into as many buckets as the group has members (scatter), a running sum of the bucket
-counts gives each bucket its place, and the buckets are the next round's groups. Three or four rounds, each linear in
-the number of values, separate all distinct values of a real map; exact for any input.
+On a CPU the native library, where it is built, ranks by a radix sort. Otherwise ranks and correlations do without a
+sort, because XLA's, with a comparator per pair, is slower than SciPy on a CPU. Ranks need only the number of smaller
+and of equal values: every round throws the values of a group into as many buckets as the group has members (scatter),
+a running sum of the bucket counts gives each bucket its place, and the buckets are the next round's groups. Three or
+four rounds, each linear in the number of values, separate all distinct values of a real map; exact for any input.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.custom_batching import sequential_vmap
 
 from dcls_jax import native
+
+Ties = Literal["earlier", "later"]
 
 _SCAN_BLOCK = 64
 _RESOLVED = 3  # the next split separates up to this many members: lowest, highest and one between
@@ -87,6 +89,27 @@ def average_ranks(x: Array) -> Array:
     on_cpu = native.average_ranks if native.available() else _finite_ranks
     ranks: Array = lax.platform_dependent(x.reshape(-1).astype(jnp.float32), cpu=on_cpu, default=_finite_ranks)
     return ranks.reshape(x.shape)
+
+
+def places(*keys: Array, ties: Ties = "earlier") -> Array:
+    """Places in descending order, 0 for the largest, of values (..., n) by the first key, where equal by the next.
+
+    ties: of values equal by all keys, which comes first: that with the earlier index, or the later. int32 (..., n).
+    """
+    if ties == "later":
+        return places(*(jnp.flip(key, -1) for key in keys))[..., ::-1]
+    index = lax.broadcasted_iota(jnp.int32, keys[0].shape, keys[0].ndim - 1)
+    *_, order = lax.sort((*(-key for key in keys), index), num_keys=len(keys), is_stable=True)
+    return jnp.put_along_axis(jnp.zeros_like(index), order, index, -1, inplace=False)
+
+
+def tied_share(values: Array) -> Array:
+    """Of values (..., n), the share that equal another: (...) float32."""
+    ordered = jnp.sort(values, axis=-1)
+    same = ordered[..., 1:] == ordered[..., :-1]
+    edge = jnp.zeros_like(same[..., :1])
+    tied = jnp.concatenate([edge, same], -1) | jnp.concatenate([same, edge], -1)
+    return tied.mean(-1, dtype=jnp.float32)
 
 
 def spearman(a: Array, b: Array) -> Array:

@@ -1,8 +1,8 @@
 """A folder of results that a killed run leaves usable and a rerun completes.
 
 `run.json` says what is computed, `part-000000.npz` and so on hold one batch each, `summary.json` is written last; by
-`lock` one run at a time holds the folder (`locks.py` says where). Files appear under their names only when complete; a
-half-written one, which only a killed run leaves, keeps the ending `.tmp` and is written anew.
+`lock` one run at a time holds the folder (`models/locks.py` says where). Files appear under their names only when
+complete; a half-written one, which only a killed run leaves, keeps the ending `.tmp` and is written anew.
 """
 
 import errno
@@ -13,20 +13,22 @@ import tempfile
 import weakref
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from os import PathLike
 from pathlib import Path
-from typing import Any, BinaryIO, Self, cast
+from typing import Any, Self, cast
 
 import jax
 import numpy as np
 
 from dcls_jax.eval.hosts import together
-from dcls_jax.eval.locks import ResultsError, hold, now
+from dcls_jax.eval.locks import ResultsError, hold
+from dcls_jax.files import write_bytes, write_file
+from dcls_jax.models.locks import now
+from dcls_jax.models.state_dicts import shortened
 
 Arrays = dict[str, np.ndarray]
 
-_SHOWN = 10  # lines of a list of what is wrong
 _TIMES = "started", "finished", "seconds"  # what may differ between two runs of one thing
 
 
@@ -164,28 +166,3 @@ def check_writable(folder: Path, size: int = 4096) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(there)) from error
-
-
-def write_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Let `write` fill a file that appears under its name only when complete; OSError names it, a full disk's too."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with temporary.open("wb") as file:
-            write(file)
-        os.replace(temporary, path)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise OSError(error.errno, error.strerror, str(path)) from error
-        raise
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file that appears under its name only when complete."""
-    write_file(path, lambda file: file.write(content))
-
-
-def shortened(lines: Sequence[str]) -> list[str]:
-    """The first ten lines, and how many more there are."""
-    more = len(lines) - _SHOWN
-    return [*lines[:_SHOWN], f"and {more} more"] if more > 0 else [*lines]

@@ -4,40 +4,54 @@ import hashlib
 import importlib.metadata
 import os
 import platform
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
+from operator import itemgetter
 from typing import Any
 
 import grain
 import jax
 import numpy as np
-from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.text import Text
 
 import dcls_jax
 from dcls_jax.compilation import compiler_options
 from dcls_jax.eval.hosts import together
+from dcls_jax.eval.progress import progress_of
 from dcls_jax.eval.results import Arrays, ResultsFolder
+from dcls_jax.eval.status import Scores, Status
 
-Step = Callable[[Any, dict[str, Array]], dict[str, Array]]
+Step = Callable[[Any, Any], Any]
+Rows = list[tuple[Any, Any] | Status]  # of one batch: record and what is set aside, or why there is none
+Results = dict[str, Scores]
 
-_REPORT_SECONDS = 10.0  # between two lines where no bar can be drawn
+FORMAT = 2  # of what results folders hold
 _PACKAGES = ("jax", "jaxlib", "flax", "numpy", "pillow", "simplejpeg")
+
+
+@dataclass(frozen=True)
+class OnHost:
+    """The part of a metric that is no jitted function of arrays, because each picture has a size of its own, say.
+
+    score(output, aside) -> {name: Scores}: of one record, from the step's output, without the batch axis, and what the
+    reader set aside for it. blank: such scores of zeros, which tell names and shapes.
+    """
+
+    score: Callable[[Any, Any], Results]
+    blank: Results
 
 
 class Runner:
     """Applies `step` to `count` records in batches, on every device of this host and every host of the job.
 
-    step(state, batch) -> results: a pure function, arrays with a leading batch axis in and out; a record's result must
-        not depend on the batch's other records, because each device gets its share and the last batch is padded.
+    step(state, batch) -> {name: Scores}: a pure function, pytrees of arrays with a leading batch axis in and out; a
+        record's result must not depend on the batch's other records, because each device gets its share and the last
+        batch is padded. With `on_host` it may give anything, of which that makes scores.
     state: a pytree, weights for instance; copied to every device.
-    read(i) -> record i as a dict of arrays like `example`, or None where it cannot be had; called in threads.
+    read(i) -> record i, a pytree of arrays like `blank`, and what is set aside for `on_host`; or a status other than
+        counted, which says why there is none. Called in threads.
 
     Raises ValueError if there are no records or the host's devices cannot share `batch_size` evenly.
     """
@@ -46,11 +60,12 @@ class Runner:
         self,
         step: Step,
         state: Any,
-        read: Callable[[int], Arrays | None],
-        example: Arrays,
+        read: Callable[[int], tuple[Any, Any] | Status],
+        blank: Any,
         count: int,
         *,
         batch_size: int,
+        on_host: OnHost | None = None,
         progress: bool = True,
     ) -> None:
         devices = jax.local_devices()
@@ -58,8 +73,9 @@ class Runner:
             raise ValueError(f"batch_size (={batch_size}) must be a multiple of this host's {len(devices)} devices")
         if count < 1:
             raise ValueError("there are no records to evaluate")
-        self._nothing = {key: np.zeros_like(value) for key, value in example.items()}
+        self._blank = jax.tree.map(np.zeros_like, blank)
         self._read, self._count, self._batch_size, self._progress = read, count, batch_size, progress
+        self._on_host = on_host
         self.seconds = 0.0
 
         mesh = Mesh(np.asarray(devices), ("batch",))
@@ -69,18 +85,21 @@ class Runner:
         self._sharding = NamedSharding(mesh, shared)
         # each device runs the one-device program on its share: nothing to communicate, nothing for XLA to decide
         sharded = jax.shard_map(step, mesh=mesh, in_specs=(everywhere, shared), out_specs=shared, check_vma=False)
-        self._lowered = jax.jit(sharded).lower(self._state, self._abstract_batch())
+        self._lowered = jax.jit(sharded).lower(self._state, jax.tree.map(self._shape_of, self._blank))
+        blank_scores = jax.tree.map(self._row_of_zeros, self._lowered.out_info) if on_host is None else on_host.blank
+        self._no_scores: Results = jax.tree.map(np.asarray, blank_scores)
 
-    def _abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
-        return {
-            key: jax.ShapeDtypeStruct((self._batch_size, *value.shape), value.dtype, sharding=self._sharding)
-            for key, value in self._nothing.items()
-        }
+    def _shape_of(self, value: np.ndarray) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((self._batch_size, *value.shape), value.dtype, sharding=self._sharding)
+
+    def _row_of_zeros(self, info: Any) -> np.ndarray:
+        return np.zeros(info.shape[1:], info.dtype)
 
     def identity(self) -> dict[str, Any]:
         """All that decides the numbers beside arguments and data: weights, program, versions, devices (JSON values)."""
         device = self._sharding.mesh.devices.flat[0]
         return {
+            "format": FORMAT,
             "weights": self._weights,
             "program": hashlib.sha256(self._lowered.as_text().encode()).hexdigest()[:16],
             "compiler_options": compiler_options(),
@@ -90,10 +109,10 @@ class Runner:
             "hosts": jax.process_count(),
         }
 
-    def run(self, folder: ResultsFolder | None = None) -> Arrays:
+    def run(self, folder: ResultsFolder | None = None) -> Results:
         """The results of all records, in data order; batches that `folder` has are not computed again.
 
-        "absent" (bool) are records that could not be had, whose results are zeros.
+        Records that could not be had have the status that the reader gave, and zeros.
         Raises ValueError if there are several hosts and no folder for them to meet in.
         """
         hosts, host = jax.process_count(), jax.process_index()
@@ -104,60 +123,86 @@ class Runner:
         pending = [b for b in batches[host::hosts] if folder is None or not folder.has(b)]
         results = {}
         shown = self._progress and host == 0
-        with together(), _progress_of(sum(map(self._length, pending)), shown) as advance:
-            for batch, arrays in self._compute(pending):
+        with together(), progress_of(sum(map(self._length, pending)), shown) as advance:
+            for batch, scores in self._compute(pending):
                 if folder is None:
-                    results[batch] = arrays
+                    results[batch] = _flat(scores)
                 else:
-                    folder.save(batch, arrays)
+                    folder.save(batch, _flat(scores))
                 advance(self._length(batch))
         if folder is not None:
             results = {batch: folder.read(batch, self._length(batch)) for batch in batches}
         self.seconds = time.perf_counter() - start
-        return {key: np.concatenate([results[batch][key] for batch in batches]) for key in results[0]}
+        return self._nested({key: np.concatenate([results[batch][key] for batch in batches]) for key in results[0]})
+
+    def _nested(self, arrays: Arrays) -> Results:
+        return {
+            name: Scores({value: arrays[f"{name}.{value}"] for value in values}, arrays[f"{name}.status"])
+            for name, (values, _) in self._no_scores.items()
+        }
 
     def _length(self, batch: int) -> int:
         return min(self._batch_size, self._count - batch * self._batch_size)
 
-    def _compute(self, pending: list[int]) -> Iterator[tuple[int, Arrays]]:
+    def _compute(self, pending: list[int]) -> Iterator[tuple[int, Results]]:
         """Results by batch; a batch is on its way to the devices before the one before it is waited for."""
         if not pending:
             return
         step, previous = self._lowered.compile(compiler_options=dict(compiler_options())), None
-        for batch, absent, arrays in self._batches(pending):
-            results = step(self._state, jax.device_put(arrays, self._sharding)) if arrays else self._no_results()
-            running = batch, absent, results
+        for batch, rows, arrays in self._batches(pending):
+            running = batch, rows, None if arrays is None else step(self._state, self._put(arrays))
             if previous is not None:
                 yield self._fetch(*previous)
             previous = running
         assert previous is not None
         yield self._fetch(*previous)
 
-    def _no_results(self) -> Arrays:
-        return {key: np.zeros(info.shape, info.dtype) for key, info in self._lowered.out_info.items()}
+    def _put(self, arrays: Any) -> Any:
+        return jax.device_put(arrays, self._sharding)
 
-    def _fetch(self, batch: int, absent: np.ndarray, results: dict[str, Array] | Arrays) -> tuple[int, Arrays]:
-        arrays = {key: np.array(value)[: len(absent)] for key, value in results.items()}
-        for array in arrays.values():
-            array[absent] = 0
-        return batch, arrays | {"absent": absent}
+    def _fetch(self, batch: int, rows: Rows, outputs: Any | None) -> tuple[int, Results]:
+        """The scores of a batch's rows, once its outputs are there; none where it held no record."""
+        fetched = jax.tree.map(np.asarray, outputs)
+        scores = [
+            _without_record(self._no_scores, row)
+            if isinstance(row, Status)
+            else self._scored(jax.tree.map(itemgetter(i), fetched), row[1])
+            for i, row in enumerate(rows)
+        ]
+        return batch, jax.tree.map(lambda like, *values: np.stack(values).astype(like.dtype), self._no_scores, *scores)
 
-    def _batches(self, pending: list[int]) -> Iterator[tuple[int, np.ndarray, Arrays | None]]:
-        """Batches, each with which of its records are absent; None if that is every one."""
+    def _scored(self, output: Any, aside: Any) -> Results:
+        return output if self._on_host is None else self._on_host.score(output, aside)
+
+    def _batches(self, pending: list[int]) -> Iterator[tuple[int, Rows, Any | None]]:
+        """Batches, each with its rows; None for the arrays if no row holds a record."""
         numbers = [b * self._batch_size + i for b in pending for i in range(self._length(b))]
         threads = grain.ReadOptions(num_threads=min(16, os.cpu_count() or 1), prefetch_buffer_size=2 * self._batch_size)
         read = grain.MapDataset.source(numbers).map(lambda i: (self._read(i),))  # of a bare None grain makes no element
         records = iter(read.to_iter_dataset(threads))
         for batch in pending:
             rows = [row for (row,) in islice(records, self._length(batch))]
-            yield batch, np.array([row is None for row in rows]), self._stacked(rows) if any(rows) else None
+            yield batch, rows, None if all(isinstance(row, Status) for row in rows) else self._stacked(rows)
 
-    def _stacked(self, rows: list[Arrays | None]) -> Arrays:
-        filled = [self._nothing if row is None else row for row in rows]
-        return {key: _padded([row[key] for row in filled], self._batch_size) for key in self._nothing}
+    def _stacked(self, rows: Rows) -> Any:
+        filled = [self._blank if isinstance(row, Status) else row[0] for row in rows]
+        return jax.tree.map(lambda *values: _padded(values, self._batch_size), *filled)
 
 
-def _padded(rows: list[np.ndarray], length: int) -> np.ndarray:
+def _without_record(blank: Results, status: Status) -> Results:
+    return {name: Scores(values, np.int8(status.code)) for name, (values, _) in blank.items()}
+
+
+def _flat(results: Results) -> Arrays:
+    """As a results folder holds them: "name.value", and "name.status"."""
+    return {
+        f"{name}.{column}": array
+        for name, (values, status) in results.items()
+        for column, array in {**values, "status": status}.items()
+    }
+
+
+def _padded(rows: Sequence[np.ndarray], length: int) -> np.ndarray:
     """The rows as one array of that length, zeros after them; written once, for these are megabytes a record."""
     batch = np.empty((length, *rows[0].shape), rows[0].dtype)
     np.stack(rows, out=batch[: len(rows)])
@@ -174,40 +219,3 @@ def _fingerprint(state: Any) -> str:
         digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
         digest.update(array.tobytes())
     return digest.hexdigest()[:16]
-
-
-class _Speed(ProgressColumn):
-    """Records per second."""
-
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:.1f} records/s" if task.speed else "")
-
-
-@contextmanager
-def _progress_of(total: int, shown: bool) -> Iterator[Callable[[int], None]]:
-    """A function to call with the number of records just done: draws a bar, or prints lines if there is no terminal."""
-    if not shown or not total:
-        yield lambda _: None
-    elif sys.stderr.isatty():
-        columns = BarColumn(), MofNCompleteColumn(), _Speed(), TimeRemainingColumn(), TextColumn("left")
-        with Progress(*columns, console=Console(stderr=True)) as bar:
-            task = bar.add_task("", total=total)
-            yield lambda count: bar.advance(task, count)
-    else:
-        yield _lines(total)
-
-
-def _lines(total: int) -> Callable[[int], None]:
-    start = last = time.monotonic()
-    done = 0
-
-    def advance(count: int) -> None:
-        nonlocal done, last
-        done += count
-        now = time.monotonic()
-        if now - last >= _REPORT_SECONDS or done == total:
-            last, speed = now, done / max(now - start, 1e-9)
-            left = (total - done) / speed
-            print(f"{done}/{total} records, {speed:.1f} records/s, {left:.0f} s left", file=sys.stderr, flush=True)
-
-    return advance

@@ -31,11 +31,11 @@ V = TypeVar("V")
 StateDict = Mapping[str, np.ndarray]
 
 _PREFIXES = ("module", "_orig_mod", "model")  # of DataParallel, torch.compile and Lightning
-_COUNTERS = ("num_batches_tracked", "total_ops", "total_params")  # of batch norms, and of profilers such as thop
+# of batch norms, of profilers such as thop, and of averaged models
+_COUNTERS = ("num_batches_tracked", "total_ops", "total_params", "n_averaged")
 _TORCH_LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 _SAVED = (nnx.Param, nnx.BatchStat)
 _HUGE = 1e10  # what no weight or statistic of a sound model is beyond
-_LISTED = 10  # of each kind of problem
 
 
 class Rename(NamedTuple):
@@ -54,7 +54,7 @@ def load_weights(
     source: a .pth, .pth.tar, .pt or .bin (needs the torch extra) or .safetensors file, a folder of a model hub with
     one of these or with shards and their index, an Orbax folder written by `save_weights`, or a state dict of arrays
     or tensors, which are copied. Keys may be the original repository's, timm's or the DCLS study's, under the prefixes
-    of wrappers that the model has no part of the name of; counters of batches and of profilers are left out.
+    of wrappers that the model has no part of the name of; counters of batches, profilers and averages are left out.
     swap_positions: exchange the axes of 2-D positions, for v0 checkpoints trained with `dcls` 0.0.2 to 0.0.5.
     new_head: leave the checkpoint's classifier out; the model keeps its own, if it has one.
 
@@ -62,7 +62,7 @@ def load_weights(
     misshapen and mistyped keys, ten of each, and positions that should be shared but differ. Raises FileNotFoundError,
     and OSError where a file cannot be opened. Warns of weights that are not finite or larger than 1e10.
     """
-    if isinstance(source, Mapping):
+    if not isinstance(source, str | PathLike):
         found, ours = flat_state_dict(source, "the state dict"), False
     else:
         path = absolute(source)
@@ -81,7 +81,7 @@ def load_weights(
         slots, found = _without_head(slots), _without_head(found)
     _check(slots, found, keys)
     if odd := [keys[name] for name, slot in slots.items() if not slot.holds(found[name])]:
-        warnings.warn(f"weights that are not finite or too large: {shortened(odd, 3)}", stacklevel=2)
+        warnings.warn(f"weights that are not finite or too large: {', '.join(shortened(odd, 3))}", stacklevel=2)
     return _with_leaves(model, {slot.path: slot.from_torch(found[name]) for name, slot in slots.items()})
 
 
@@ -211,14 +211,9 @@ def _check(slots: Mapping[str, _Slot], found: StateDict, keys: Mapping[str, str]
         other = first.setdefault(slot.path, name)
         if other != name and not np.array_equal(array, found[other], equal_nan=True):
             problems["unequal"].append(f"{called(other)} and {called(name)} should be one shared array")
-    lines = [f"{kind}: {line}" for kind, all_of_it in problems.items() for line in _first(all_of_it)]
+    lines = [f"{kind}: {line}" for kind, all_of_it in problems.items() for line in shortened(all_of_it)]
     if lines:
         raise CheckpointError("\n  ".join(["the checkpoint does not fit the model", *lines]))
-
-
-def _first(lines: list[str]) -> list[str]:
-    more = len(lines) - _LISTED
-    return [*lines[:_LISTED], f"{more} more"] if more > 0 else lines
 
 
 def _without_head(by_name: dict[str, V]) -> dict[str, V]:
@@ -245,8 +240,13 @@ def save_weights(model: nnx.Module, folder: str | PathLike[str]) -> None:
     """Write parameters and batch statistics as an Orbax checkpoint: nested dicts of numpy arrays, by our own names.
 
     A checkpoint at `folder` is replaced once the new one is complete, and only if nothing else is in the folder. Raises
-    FileExistsError, which names what is, and OSError where nothing can be written.
+    FileExistsError, which names what is, and OSError where nothing can be written, or another process writes there.
     """
+    write_tree(tree_of(model), absolute(folder))
+
+
+def tree_of(model: nnx.Module) -> dict[str, Any]:
+    """What `save_weights` writes."""
     tree: dict[str, Any] = {}
     for path, leaf in _leaves(model).items():
         *parents, name = map(str, path)
@@ -254,7 +254,7 @@ def save_weights(model: nnx.Module, folder: str | PathLike[str]) -> None:
         for parent in parents:
             node = node.setdefault(parent, {})
         node[name] = np.asarray(leaf[...])
-    write_tree(tree, absolute(folder))
+    return tree
 
 
 def state_dict(model: nnx.Module) -> dict[str, np.ndarray]:

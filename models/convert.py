@@ -1,7 +1,7 @@
 """A published PyTorch checkpoint -> an Orbax checkpoint of the same model, checked by reading it back."""
 
 import os
-import shutil
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +11,8 @@ import numpy as np
 from flax import nnx
 
 from dcls_jax.models.backbone import Backbone
-from dcls_jax.models.checkpoints import load_weights, save_weights, state_dict
-from dcls_jax.models.folders import absolute
+from dcls_jax.models.checkpoints import load_weights, state_dict, tree_of
+from dcls_jax.models.folders import absolute, write_tree
 
 
 @dataclass(frozen=True)
@@ -33,24 +33,28 @@ def convert(
 ) -> Conversion:
     """Write the weights in `source` that fit `model` as an Orbax checkpoint at `destination`.
 
-    swap_positions: see `load_weights`. The result takes its final name only after it was read back and found equal.
-    Raises as `check_paths` does, and CheckpointError where the weights do not fit.
+    swap_positions: see `load_weights`. The result takes its name only after it was read back and found equal.
+    Raises as `check_paths` does, CheckpointError where the weights do not fit, and OSError where they cannot be
+    written, or not be read back.
     """
     check_paths(source, destination)
     target = absolute(destination)
     converted = load_weights(model, source, swap_positions=swap_positions)
-    partial = target.with_name(f".{target.name}.partial")
-    save_weights(converted, partial)
-    try:
+    differences = []
+
+    def check(written: Path) -> None:
         # Read into the fresh model: its own values would show where the checkpoint has none.
-        difference = _largest_difference(state_dict(converted), state_dict(load_weights(model, partial)))
-        if difference != 0:
-            raise RuntimeError(f"what was written for {target} differs by {difference} from {source}")
-        partial.rename(target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd weights, as when they were loaded
+            found = load_weights(model, written)
+        differences.append(_largest_difference(state_dict(converted), state_dict(found)))
+        if differences != [0]:
+            raise OSError(f"what was written for {target} differs by {differences[0]} from {source}")
+        check_paths(source, destination)
+
+    write_tree(tree_of(converted), target, check)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(converted, nnx.Param)))
-    return Conversion(target, parameters, difference)
+    return Conversion(target, parameters, differences[0])
 
 
 def check_paths(source: str | os.PathLike[str], destination: str | os.PathLike[str]) -> None:

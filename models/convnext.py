@@ -13,7 +13,7 @@ from dcls_jax.models.activations import gelu
 from dcls_jax.models.backbone import Backbone, Stage, classifier, drop_path_rates, small_normal, stochastic_depth
 from dcls_jax.models.checkpoints import Rename
 from dcls_jax.models.dcls import depthwise, shared_positions
-from dcls_jax.models.published import Published, Variant, zenodo
+from dcls_jax.models.published import Accuracy, Published, Variant, zenodo
 from dcls_jax.models.transform import Transform
 
 TRANSFORM = Transform(resize=256, crop=224)
@@ -123,14 +123,34 @@ class ConvNeXt(Backbone):
         return self.norm(features.mean((1, 2)))
 
 
-def _variant(size: str, config: ConvNeXtConfig, dcls: DclsConfig) -> Variant:
+def _variant(
+    size: str, config: ConvNeXtConfig, dcls: DclsConfig, accuracy: tuple[Accuracy, ...], dcls_accuracy: Accuracy
+) -> Variant:
     file = f"{size}_1k_224_ema.pth"
-    checkpoint = Published(f"https://dl.fbaipublicfiles.com/convnext/convnext_{file}")
-    return Variant(config, dcls, checkpoint, zenodo(7112021, f"convnext_dcls_{file}"))
+    checkpoint = Published(f"https://dl.fbaipublicfiles.com/convnext/convnext_{file}", accuracy=accuracy)
+    return Variant(config, dcls, checkpoint, zenodo(7112021, f"convnext_dcls_{file}", dcls_accuracy))
 
 
 VARIANTS = {
-    "convnext_tiny": _variant("tiny", ConvNeXtConfig((3, 3, 9, 3), (96, 192, 384, 768)), DclsConfig(34, 17, "v0")),
-    "convnext_small": _variant("small", ConvNeXtConfig((3, 3, 27, 3), (96, 192, 384, 768)), DclsConfig(40, 17, "v0")),
-    "convnext_base": _variant("base", ConvNeXtConfig((3, 3, 27, 3), (128, 256, 512, 1024)), DclsConfig(40, 17, "v0")),
+    "convnext_tiny": _variant(
+        "tiny",
+        ConvNeXtConfig((3, 3, 9, 3), (96, 192, 384, 768)),
+        DclsConfig(34, 17, "v0"),
+        (Accuracy("authors", 82.1), Accuracy("timm", 82.066, 95.854)),
+        Accuracy("authors", 82.5),
+    ),
+    "convnext_small": _variant(
+        "small",
+        ConvNeXtConfig((3, 3, 27, 3), (96, 192, 384, 768)),
+        DclsConfig(40, 17, "v0"),
+        (Accuracy("authors", 83.1), Accuracy("timm", 83.144, 96.432)),
+        Accuracy("authors", 83.7),
+    ),
+    "convnext_base": _variant(
+        "base",
+        ConvNeXtConfig((3, 3, 27, 3), (128, 256, 512, 1024)),
+        DclsConfig(40, 17, "v0"),
+        (Accuracy("authors", 83.8), Accuracy("timm", 83.838, 96.746)),
+        Accuracy("authors", 84.094, 96.958),
+    ),
 }

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 from os import PathLike
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -16,7 +17,7 @@ from dcls_jax.layers import POSITIONS, DclsConfig
 from dcls_jax.models import convnext, fastvit, metaformer, resnet
 from dcls_jax.models.backbone import Backbone
 from dcls_jax.models.checkpoints import load_weights
-from dcls_jax.models.published import Variant, fetch
+from dcls_jax.models.published import Published, Variant, fetch
 
 _FAMILIES: dict[type, dict[str, Variant]] = {
     resnet.ResNet: resnet.VARIANTS,
@@ -30,6 +31,13 @@ MODELS = {name: (family, variant) for family, variants in _FAMILIES.items() for 
 def list_models() -> list[str]:
     """Every name that `create_model` knows."""
     return list(MODELS)
+
+
+def published_file(name: str, *, dcls: bool, weights: str | PathLike[str]) -> Published | None:
+    """The published file that `weights` of a model names, by "published" or by the file's own name; None for others."""
+    _, variant = MODELS[name]
+    published = variant.dcls_checkpoint if dcls else variant.checkpoint
+    return published if weights == "published" or Path(weights).name == published.file else None
 
 
 def create_model(

@@ -1,14 +1,18 @@
 """Orbax checkpoints, folders of nested numpy arrays: read, and written beside what they replace before they do."""
 
 import contextlib
+import gc
+import logging
 import os
 import pathlib
 import re
 import shutil
 import signal
+import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
 from typing import Any
 
@@ -16,14 +20,18 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from dcls_jax.models.state_dicts import CheckpointError, reason
+from dcls_jax.models.locks import hold
+from dcls_jax.models.state_dicts import HUB, CheckpointError, reason, shortened
 
 _MARKER = "_CHECKPOINT_METADATA"
 _ENTRIES = {_MARKER, "orbax.checkpoint", "commit_success.txt", "state"}
+_SILENCE = 0.2  # seconds after which threads have said what they have to say of an error
 
 
 def absolute(path: str | os.PathLike[str]) -> pathlib.Path:
-    """The path from the root, ~ being the user's home."""
+    """The path from the root, ~ being the user's home. Raises ValueError for a URL."""
+    if re.match(r"[a-z][a-z0-9+.-]+:/", os.fspath(path)):
+        raise ValueError(f"{os.fspath(path)} is a URL, expected a path")
     return pathlib.Path(os.path.expanduser(path)).absolute()
 
 
@@ -45,43 +53,79 @@ def check_replaceable(folder: pathlib.Path) -> None:
         )
 
 
-def write_tree(tree: Mapping[str, Any], folder: pathlib.Path) -> None:
+def write_tree(
+    tree: Mapping[str, Any], folder: pathlib.Path, check: Callable[[pathlib.Path], object] | None = None
+) -> None:
     """Write nested dicts of numpy arrays as an Orbax checkpoint, which replaces one at `folder` once it is complete.
 
     Until then it is in .NAME.dcls_jax beside the folder, and two renames swap it for the old one, which is whole at any
     time: there alone after a kill between the two, until the next call puts it back. A link to a folder stays one.
     Ctrl-C waits for the end, unless it is pressed twice.
+    check: is given the complete checkpoint before it takes its name, which it does not if this raises.
 
-    Raises FileExistsError as `check_replaceable` does, and OSError where nothing can be written.
+    Raises FileExistsError as `check_replaceable` does, InUseError (an OSError) where another process writes there, and
+    OSError where nothing can be written.
     """
     folder = pathlib.Path(os.path.realpath(folder))
     check_replaceable(folder)
     with _uninterrupted():
-        _write(tree, folder, folder.with_name(f".{folder.name}.dcls_jax"))
+        _write(tree, folder, folder.with_name(f".{folder.name}.dcls_jax"), check)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("dcls_jax.models.folders")
 
 
-def _write(tree: Mapping[str, Any], folder: pathlib.Path, beside: pathlib.Path) -> None:
+def _write(
+    tree: Mapping[str, Any],
+    folder: pathlib.Path,
+    beside: pathlib.Path,
+    check: Callable[[pathlib.Path], object] | None,
+) -> None:
     from orbax.checkpoint import v1 as ocp
 
     first = jax.process_index() == 0
-    if first:
-        _put_back(folder, beside)
-        beside.mkdir(parents=True)
-    try:
+    with _held(folder, beside) if first else contextlib.nullcontext():
         try:
-            with _plain(beside) as place:
+            with _plain(beside) as place, _said_once():
                 ocp.save(place / "new", tree)
         except Exception as error:  # orbax raises many kinds for what is one thing to the user
+            if number := _number(error):
+                raise OSError(number, os.strerror(number), str(folder)) from error
             raise OSError(f"the checkpoint {folder} could not be written: {reason(error)}") from error
+        if check is not None:
+            check(beside / "new")
         if first:
+            check_replaceable(folder)  # so much time later
             if folder.exists():
                 folder.rename(beside / "old")
             (beside / "new").rename(folder)
-    finally:
-        if first:
+
+
+@contextlib.contextmanager
+def _held(folder: pathlib.Path, beside: pathlib.Path) -> Iterator[None]:
+    """`beside`, made and held for as long as `folder` is written, without what a call that was killed left there."""
+    beside.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = hold(beside, folder)
+    except OSError:
+        with contextlib.suppress(OSError):
+            beside.rmdir()  # where nothing is in it
+        raise
+    with open(lock):
+        try:
             _put_back(folder, beside)
+            for unfinished in beside.glob("new*"):  # Orbax has a longer name until it is complete
+                shutil.rmtree(unfinished, ignore_errors=True)
+            yield
+        finally:
+            _put_back(folder, beside)
+            shutil.rmtree(beside, ignore_errors=True)
+
+
+def _number(error: Exception) -> int | None:
+    """The system's number of an error, of which TensorStore keeps the text alone."""
+    if found := re.search(r"os_error_code='(\d+)'", str(error)):
+        return int(found[1])
+    return error.errno if isinstance(error, OSError) else None
 
 
 @contextlib.contextmanager
@@ -107,17 +151,51 @@ def _uninterrupted() -> Iterator[None]:
             handler(*waiting[0])
 
 
+@contextlib.contextmanager
+def _said_once() -> Iterator[None]:
+    """An error of Orbax is raised and no more: its threads and TensorStore's log and print pages of it besides."""
+    hook = sys.unraisablehook
+    heard: list[float] = []
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+
+    def unless_closed(lost: Any) -> None:
+        if str(lost.exc_value) == "Event loop is closed":
+            heard.append(time.monotonic())
+        else:
+            hook(lost)
+
+    def no_error(record: logging.LogRecord) -> bool:
+        return record.levelno < logging.ERROR
+
+    sys.unraisablehook = unless_closed
+    for logger in loggers:
+        logger.addFilter(no_error)
+    try:
+        yield
+    except Exception:
+        gc.collect()  # tasks whose errors nobody asked for say so in the end
+        heard.append(time.monotonic())
+        while time.monotonic() - heard[-1] < _SILENCE:
+            time.sleep(_SILENCE / 10)
+        raise
+    finally:
+        sys.unraisablehook = hook
+        for logger in loggers:
+            logger.removeFilter(no_error)
+
+
 def _put_back(folder: pathlib.Path, beside: pathlib.Path) -> None:
-    """Remove what a call that was stopped left beside a folder, but for the old checkpoint where it has no new one."""
-    if (beside / "old").exists() and not folder.exists():
+    """Put the old checkpoint back where there is no new one, else remove it."""
+    if folder.exists():
+        shutil.rmtree(beside / "old", ignore_errors=True)
+    elif (beside / "old").exists():
         (beside / "old").rename(folder)
-    shutil.rmtree(beside, ignore_errors=True)
 
 
 @contextlib.contextmanager
 def _plain(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    """The folder, or a link to it for as long as Orbax needs, which takes some characters of a path for patterns."""
-    if not re.search(r"[][*?\\]", folder.as_posix()):
+    """The folder, or a link to it for as long as Orbax needs, to which some characters and names have a meaning."""
+    if re.fullmatch(r"[\w /.,+=~-]*", folder.as_posix()) and "orbax-checkpoint-tmp" not in folder.name:
         yield folder
         return
     with tempfile.TemporaryDirectory() as place:
@@ -131,11 +209,14 @@ def read_tree(folder: pathlib.Path) -> dict[str, np.ndarray]:
     from orbax.checkpoint import v1 as ocp
 
     try:
-        with _plain(folder) as place:
+        with _plain(folder) as place, _said_once():
             tree = ocp.load(place)
     except Exception as error:  # orbax raises many kinds for what is one thing to the user
-        no_hub = "" if is_checkpoint(folder) else ", nor has it the files of a model hub"
-        raise CheckpointError(f"{folder} is not a readable Orbax checkpoint{no_hub}: {reason(error)}") from error
+        if not is_checkpoint(folder):
+            has = ", ".join(shortened(sorted(path.name for path in folder.iterdir()), 3)) or "nothing"
+            expected = f"an Orbax checkpoint, or {' or '.join(HUB)} in it"
+            raise CheckpointError(f"{folder} is no checkpoint: it has {has}, expected {expected}") from error
+        raise CheckpointError(f"{folder} is not a readable Orbax checkpoint: {reason(error)}") from error
     if not isinstance(tree, Mapping | list | tuple):
         raise CheckpointError(f"{folder} holds a single {type(tree).__name__}, expected arrays by name")
     return {".".join(path): np.asarray(leaf) for path, leaf in _flat(tree)}

@@ -14,7 +14,7 @@ from dcls_jax.models.attention import self_attention
 from dcls_jax.models.backbone import Backbone, Stage, drop_path_rates, small_normal, stochastic_depth
 from dcls_jax.models.checkpoints import Rename
 from dcls_jax.models.dcls import depthwise, shared_positions
-from dcls_jax.models.published import Published, Variant, zenodo
+from dcls_jax.models.published import Accuracy, Published, Variant, zenodo
 from dcls_jax.models.transform import Transform
 
 TRANSFORM = Transform(resize=224, crop=224)
@@ -217,13 +217,19 @@ VARIANTS = {
     "caformer_s18": Variant(
         MetaFormerConfig((3, 3, 9, 3), (64, 128, 320, 512), ("convolution",) * 2 + ("attention",) * 2),
         DclsConfig(34, 17, "v1"),
-        Published(f"{_SAIL}/caformer/caformer_s18.pth"),
+        Published(
+            f"{_SAIL}/caformer/caformer_s18.pth",
+            accuracy=(Accuracy("authors", 83.6), Accuracy("timm", 83.664, 96.526)),
+        ),
         zenodo(8370737, "caformer_s18_v1_17lim_34el_seed0.pth.tar"),
     ),
     "convformer_s18": Variant(
         MetaFormerConfig((3, 3, 9, 3), (64, 128, 320, 512), ("convolution",) * 4),
         DclsConfig(40, 17, "v1"),
-        Published(f"{_SAIL}/convformer/convformer_s18.pth"),
+        Published(
+            f"{_SAIL}/convformer/convformer_s18.pth",
+            accuracy=(Accuracy("authors", 83.0), Accuracy("timm", 82.968, 96.246)),
+        ),
         zenodo(8370737, "convformer_s18_v1_17lim_40el_seed0.pth.tar"),
     ),
 }

@@ -11,8 +11,22 @@ from dcls_jax.layers import DclsConfig
 
 
 @dataclass(frozen=True)
+class Accuracy:
+    """What a file reaches on ImageNet-1k's validation pictures, in percent, and who says so.
+
+    source: "authors", in the README of their repository (facebookresearch/ConvNeXt, K-H-Ismail/ConvNeXt-dcls aad45f3,
+    sail-sg/metaformer, apple/ml-fastvit), or "timm", as huggingface/pytorch-image-models aa4b585 measured it
+    (results/results-imagenet.csv).
+    """
+
+    source: str
+    top_1: float
+    top_5: float | None = None
+
+
+@dataclass(frozen=True)
 class Published:
-    """A published file, and what is known of its hash.
+    """A published file, what is known of its hash, and what accuracy is said of it.
 
     Of files with a `doi`, the Zenodo record gives the MD5. A name in PyTorch's fashion, such as x-14fe96d1.pth, ends
     with the beginning of its SHA-256. The ConvNeXts, MetaFormers and FastViTs of the original authors were published
@@ -22,6 +36,7 @@ class Published:
     url: str
     doi: str | None = None
     sha256: str | None = None
+    accuracy: tuple[Accuracy, ...] = ()
 
     @property
     def file(self) -> str:
@@ -34,9 +49,9 @@ class Published:
         return named[1] if named else ""
 
 
-def zenodo(record: int, file: str) -> Published:
+def zenodo(record: int, file: str, *accuracy: Accuracy) -> Published:
     """A file of a Zenodo record."""
-    return Published(f"https://zenodo.org/records/{record}/files/{file}", f"10.5281/zenodo.{record}")
+    return Published(f"https://zenodo.org/records/{record}/files/{file}", f"10.5281/zenodo.{record}", None, accuracy)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from dcls_jax.models.backbone import Backbone, Stage, classifier, drop_path_rate
 from dcls_jax.models.checkpoints import Rename
 from dcls_jax.models.dcls import shared_positions
 from dcls_jax.models.norms import BatchNorm
-from dcls_jax.models.published import Published, Variant, zenodo
+from dcls_jax.models.published import Accuracy, Published, Variant, zenodo
 from dcls_jax.models.transform import Transform
 
 TRANSFORM = Transform(resize=235, crop=224)
@@ -149,7 +149,7 @@ VARIANTS = {
     "resnet50": Variant(
         ResNetConfig((3, 4, 6, 3), (64, 128, 256, 512)),
         DclsConfig(5, 7, "v0"),
-        Published(f"{_TIMM}/v0.1-rsb-weights/resnet50_a1_0-14fe96d1.pth"),
+        Published(f"{_TIMM}/v0.1-rsb-weights/resnet50_a1_0-14fe96d1.pth", accuracy=(Accuracy("timm", 80.382, 94.598),)),
         zenodo(8373830, "resnet_dcls_kernel_5_model_best.pth.tar"),
     )
 }

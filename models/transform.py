@@ -2,30 +2,56 @@
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike, fspath, stat
 from stat import S_ISREG
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 if TYPE_CHECKING:
     from dcls_jax.models.backbone import Backbone
 
 _LONG = 16  # times as long as wide: no longer resized whole
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SAYING = "exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"  # where Pillow finds an orientation
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
 class Transform:
-    """Resize the shorter side to `resize` pixels (bicubic), keep the central `crop` x `crop`, normalise channels."""
+    """Resize the shorter side to `resize` pixels (bicubic), keep the central `crop` x `crop`, normalise channels.
+
+    squash: both sides are resized to `resize`, whatever the picture's shape; with `crop` as large it is seen whole.
+    """
 
     resize: int
     crop: int
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
+    squash: bool = False
+
+    @property
+    def whole(self) -> "Transform":
+        """The same for a whole picture, which is squashed to `crop` x `crop`."""
+        return replace(self, resize=self.crop, squash=True)
+
+    def resized(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height that a picture is resized to, before its centre is kept."""
+        if self.squash:
+            return self.resize, self.resize
+        shorter = min(width, height)
+        return self.resize * width // shorter, self.resize * height // shorter
 
     def __call__(self, image: Image.Image) -> np.ndarray:
         """A picture of any size and mode -> (crop, crop, 3) float32, normalised."""
@@ -37,12 +63,17 @@ class Transform:
         return rows.reshape(pixels.shape)
 
     def framed(self, image: Image.Image) -> Image.Image:
-        """The part of a picture that the model sees, crop x crop pixels, in the picture's mode."""
+        """The part of a picture that the model sees, crop x crop pixels, in the picture's mode.
+
+        Raises ValueError for a picture without pixels.
+        """
         image = _turned(image)
-        width, height = (self.resize * side // min(image.size) for side in image.size)
+        if 0 in image.size:
+            raise ValueError(f"image has size {image.size}, expected a pixel at least")
+        width, height = self.resized(*image.size)
         left, top = round((width - self.crop) / 2), round((height - self.crop) / 2)
         right, bottom = left + self.crop, top + self.crop
-        if max(image.size) > _LONG * min(image.size):
+        if max(width, height) > _LONG * min(width, height):
             return self._framed_alone(image, (width, height), (left, top))
         start, stop, pixel = (number * image.width / width for number in (left, right, 1))
         # Of a square Pillow can resize the part alone, by the same weights to the bit if these are exact in its float32
@@ -80,11 +111,16 @@ def _eight_bits(values: np.ndarray, mode: str) -> np.ndarray:
 
 
 def _turned(image: Image.Image) -> Image.Image:
+    """The picture as its orientation says, which is then no longer said; `ImageOps.exif_transpose` needs sound EXIF."""
     try:
-        turn = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # whatever Pillow meets in damaged EXIF, which does not keep the picture from being seen
         return image
-    return ImageOps.exif_transpose(image) if turn else image
+    if turn is None:
+        return image
+    turned = image.transpose(turn)
+    turned.info = {key: value for key, value in turned.info.items() if key not in _SAYING}
+    return turned
 
 
 def _is_float32(number: float) -> bool:
@@ -123,10 +159,11 @@ def preprocess(images: Picture | Sequence[Picture], model: "Backbone") -> np.nda
     pictures = cast(Sequence[Picture], [images] if one else list(cast(Sequence[Picture], images)))
     if not pictures:
         raise ValueError(f"images (={images!r}) hold no picture")
-    return np.stack([model.transform(_opened(picture)) for picture in pictures])
+    return np.stack([model.transform(as_picture(picture)) for picture in pictures])
 
 
-def _opened(picture: Picture) -> Image.Image:
+def as_picture(picture: Picture) -> Image.Image:
+    """A picture of any kind that `preprocess` takes, as Pillow's; raises as it does."""
     if isinstance(picture, str | PathLike):
         return opened(picture)
     if isinstance(picture, np.ndarray):

@@ -2,14 +2,17 @@
 
 import ctypes
 import itertools
+import os
 import shutil
 import subprocess
+import sys
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dcls_jax.lowerings import direct, dft
+from dcls_jax import native
+from dcls_jax.lowerings import dft, direct
 from dcls_jax.methods import transpose_of
 from dcls_jax.native import cuda
 
@@ -27,17 +30,14 @@ static Index blockIdx, threadIdx;
 static float __uint_as_float(unsigned bits) { float value; std::memcpy(&value, &bits, 4); return value; }
 static unsigned __float_as_uint(float value) { unsigned bits; std::memcpy(&bits, &value, 4); return bits; }
 #include "depthwise.cu"
-#ifdef SPLITS
-#define ENTRY kernel_gradient
-using Result = float;
-#else
-#define ENTRY convolve
-using Result = Number;
-#endif
-extern "C" void run(const Number* a, const Number* b, Result* out, int64_t blocks) {
+template <typename Second, typename Result>
+void RunAll(void (*entry)(const Number*, const Second*, Result*), const void* a, const void* b, void* out,
+            int64_t blocks) {
   for (blockIdx.x = 0; blockIdx.x < blocks; ++blockIdx.x)
-    for (threadIdx.x = 0; threadIdx.x < THREADS; ++threadIdx.x) ENTRY(a, b, out);
+    for (threadIdx.x = 0; threadIdx.x < THREADS; ++threadIdx.x)
+      entry(static_cast<const Number*>(a), static_cast<const Second*>(b), static_cast<Result*>(out));
 }
+extern "C" void run_all(const void* a, const void* b, void* out, int64_t blocks) { RunAll(run, a, b, out, blocks); }
 """
 
 
@@ -46,18 +46,18 @@ def emulated(tmp_path, monkeypatch):
     """`cuda._launch` on the CPU."""
     numbers = itertools.count()
 
-    def launch(entry, a, b, out, threads, definitions):
+    def launch(a, b, out, threads, definitions):
         source, library = tmp_path / "emulated.cc", tmp_path / f"{next(numbers)}.so"
-        program = AS_ON_A_GPU if entry == "kernel_gradient" else AS_ON_A_GPU.replace("#ifdef SPLITS", "#if 0")
-        source.write_text(program.replace("depthwise.cu", str(cuda.SOURCE)))
-        options = [f"-D{name}={value}" for name, value in ({"SPLITS": 1} | definitions).items()]
+        source.write_text(AS_ON_A_GPU.replace("depthwise.cu", str(cuda.SOURCE)))
+        options = [f"-D{name}={value}" for name, value in definitions.items()]
         flags = ["-std=c++17", "-O1", "-w", "-shared", "-fPIC"]
         subprocess.run([COMPILER, *flags, *options, "-o", library, source], check=True)
         # An array that is not quite written is not the result.
         result = np.full(out.shape, np.nan, out.dtype)
         a, b = np.asarray(a), np.asarray(b)
         arguments = (array.ctypes.data_as(ctypes.c_void_p) for array in (a, b, result))
-        ctypes.CDLL(str(library)).run(*arguments, ctypes.c_int64(-(-threads // cuda.THREADS)))
+        blocks = ctypes.c_int64(-(-threads // cuda.THREADS))
+        ctypes.CDLL(str(library)).run_all(*arguments, blocks)
         return jnp.asarray(result)
 
     monkeypatch.setattr(cuda, "_launch", launch)
@@ -65,9 +65,7 @@ def emulated(tmp_path, monkeypatch):
 
 def arrays(batch, height, width, channels, kernel, pads, stride, dtype):
     rng = np.random.default_rng(0)
-    out = [
-        (size + sum(pair) - k) // stride + 1 for size, pair, k in zip((height, width), pads, kernel, strict=True)
-    ]
+    out = [(size + sum(pair) - k) // stride + 1 for size, pair, k in zip((height, width), pads, kernel, strict=True)]
     shapes = (batch, height, width, channels), (*kernel, channels), (batch, *out, channels)
     return [jnp.asarray(rng.standard_normal(shape), dtype) for shape in shapes]
 
@@ -93,12 +91,14 @@ def test_kernels_are_exact(case, emulated):
 
     want = reference(wide[0], wide[1], pads, stride, y.shape)
     got = cuda.depthwise(x, kernel, pads, (stride, stride))
-    assert got.dtype == dtype and got.shape == y.shape
+    assert got.dtype == dtype
+    assert got.shape == y.shape
     np.testing.assert_allclose(np.asarray(got, np.float64), want, rtol=rounding, atol=1e-6 * np.abs(want).max())
 
     want = reference_gradient(wide[0], wide[2], pads, stride, kernel_size)
     got = cuda.kernel_gradient(x, y, pads, (stride, stride), kernel_size)
-    assert got.dtype == dtype and got.shape == want.shape
+    assert got.dtype == dtype
+    assert got.shape == want.shape
     np.testing.assert_allclose(np.asarray(got, np.float64), want, rtol=rounding, atol=2e-6 * np.abs(want).max())
 
 
@@ -144,3 +144,68 @@ def test_bfloat16_is_rounded_as_by_jax(emulated):
     pads = ((0, 0), (0, 0))
     want = direct(x.astype("float32"), kernel.astype("float32"), pads, (1, 1)).astype("bfloat16")
     np.testing.assert_array_equal(np.asarray(cuda.depthwise(x, kernel, pads, (1, 1))), np.asarray(want))
+
+
+NVRTC_AND_DRIVER = """
+#include <cstdio>
+#include <cstring>
+extern "C" {
+int nvrtcCreateProgram(void** program, const char*, const char*, int, const char* const*, const char* const*) {
+  return *program = 0, 0;
+}
+int nvrtcCompileProgram(void*, int n, const char* const* o) {
+  for (int i = 0; i < n; ++i) std::printf("%s ", o[i]);
+  std::fflush(stdout);
+  return std::strcmp(o[n - 1], "-DTH=0") == 0;
+}
+int nvrtcGetProgramLogSize(void*, size_t* n) { return *n = 9, 0; }
+int nvrtcGetProgramLog(void*, char* text) { return std::strcpy(text, "no tile!"), 0; }
+int nvrtcGetCUBINSize(void*, size_t* n) { return *n = 4, 0; }
+int nvrtcGetCUBIN(void*, char*) { return 0; }
+int nvrtcDestroyProgram(void**) { return 0; }
+int nvrtcGetNumSupportedArchs(int* n) { return *n = 2, 0; }
+int nvrtcGetSupportedArchs(int* a) { return a[0] = 80, a[1] = 90, 0; }
+int cuInit(unsigned) { return 0; }
+int cuStreamGetCtx(void*, void**) { return 1; }
+int cuCtxPushCurrent_v2(void*) { return 1; }
+int cuCtxPopCurrent_v2(void**) { return 1; }
+int cuDeviceGetAttribute(int* value, int attribute, int) { return *value = attribute == 75 ? MAJOR : 0, 0; }
+int cuLibraryLoadData(void**, const void*, void*, void*, unsigned, void*, void*, unsigned) { return LOADS; }
+int cuLibraryGetKernel(void**, void*, const char* name) { return std::strcmp(name, "run"); }
+int cuLaunchKernel() { return 1; }
+}
+"""
+
+
+@pytest.mark.skipif(not native.available(), reason="the native kernels are not built here")
+@pytest.mark.parametrize(
+    ("major", "loads", "said"),
+    [
+        (9, 0, "[True, '', 'no tile!', '']"),  # an error is kept with its kernel, and does not hinder others
+        (9, 209, "[True, 'the driver does not load it (error 209)'"),
+        (6, 0, "[False]"),  # a GPU that NVRTC does not know
+    ],
+)
+def test_kernels_are_compiled_for_the_gpu_that_is_there(tmp_path, major, loads, said):
+    """With an NVRTC and a driver that only say what they are asked."""
+    source, library = tmp_path / "fake.cc", tmp_path / "libcuda.so.1"
+    source.write_text(NVRTC_AND_DRIVER)
+    flags = ["-std=c++17", "-w", "-shared", "-fPIC", f"-DMAJOR={major}", f"-DLOADS={loads}"]
+    subprocess.run([COMPILER, *flags, "-o", library, source], check=True)
+    program = f"""
+import ctypes, pathlib
+from dcls_jax import native
+from dcls_jax.native import cuda
+cuda._nvrtc = lambda: [pathlib.Path("nowhere.so"), pathlib.Path({str(library)!r})]
+said = [cuda.available()]
+if said[0]:
+    compile = native.library().dcls_cuda_compile
+    compile.restype = ctypes.c_char_p
+    said += [compile(words).decode() for words in (b"TH=1 TW=2", b"TH=0", b"TH=1 TW=2")]
+print(said)
+"""
+    environment = os.environ | {"LD_LIBRARY_PATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert said in done.stdout
+    options = "--gpu-architecture=sm_90 --std=c++17 -DTH=1 -DTW=2"
+    assert done.stdout.count(options) == (major == 9)  # once, and then it is there

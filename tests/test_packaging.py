@@ -78,6 +78,7 @@ def test_everything_is_installed_under_the_packages_name(wheel: Path) -> None:
     for file in (
         "convert_weights.py",
         "fastest.json",
+        "native/depthwise.cu",
         "models/descriptions.json",
         "models/imagenet_classes.txt",
         "eval/sample/val-0.tfrecords",
@@ -91,6 +92,15 @@ def test_everything_is_installed_under_the_packages_name(wheel: Path) -> None:
     addresses = re.findall(r"\]\(([^)]*)\)|(?:src|href)=\"([^\"]*)\"|^\[.*\]: *(\S+)", description, re.M)
     assert addresses
     assert not [address for each in addresses for address in each if not re.match(r"https://|#|$", address)]
+
+
+def test_a_wheel_holds_every_module(checkout: Path, wheel: Path) -> None:
+    tracked = subprocess.run(
+        ["git", "ls-files", "*.py"], cwd=checkout, capture_output=True, text=True, check=True
+    ).stdout.split()
+    modules = {f"dcls_jax/{name}" for name in tracked if name.startswith(LINKED)}
+    modules |= {name for name in tracked if name.startswith("dcls_jax/")}
+    assert modules <= set(zipfile.ZipFile(wheel).namelist())
 
 
 def test_the_wheel_is_used_away_from_the_checkout(wheel: Path, tmp_path: Path) -> None:

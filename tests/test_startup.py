@@ -1,5 +1,6 @@
 """What an import costs: a stranger who asks for help, or for one function, does not wait for all of JAX."""
 
+import os
 import pkgutil
 import subprocess
 import sys
@@ -56,3 +57,25 @@ def test_no_public_name_and_module_hide_each_other(package) -> None:
     for name in public:
         assert name in dir(package)
         assert (name in modules) == isinstance(getattr(package, name), ModuleType)
+
+
+def test_a_cache_that_cannot_be_written_or_read_is_no_news(tmp_path) -> None:
+    program = """
+from dcls_jax.compilation import keep_compilations
+keep_compilations()
+import jax
+jax.jit(lambda x: x + 1)(1.0)
+"""
+
+    def run(cache) -> str:
+        environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache)}
+        return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment).stderr
+
+    (tmp_path / "file").write_text("")
+    assert run(tmp_path / "file" / "folder") == ""
+    assert run(tmp_path / "cache") == ""
+    entries = list((tmp_path / "cache").iterdir())
+    assert entries
+    for entry in entries:  # as a kill leaves it
+        entry.write_bytes(entry.read_bytes()[:100])
+    assert run(tmp_path / "cache") == ""

@@ -1,4 +1,6 @@
-"""Kernels in C++ behind XLA's foreign function interface, for CPUs: optional, built where a compiler was found.
+"""Kernels in C++ behind XLA's foreign function interface: optional, built where a compiler was found.
+
+Those for CPUs are called from here, those for GPUs from cuda.py.
 
 Without the library everything works through the plain JAX lowerings. `DCLS_JAX_NATIVE=0` turns it off, and
 `DCLS_JAX_NATIVE=plain`, `avx2` or `avx512` bounds the instruction set.
@@ -19,9 +21,13 @@ from jax import Array
 
 LIBRARY = Path(__file__).with_name("_kernels.so")
 
+# Of each platform the targets, and of each target the functions for the stages of a call.
 _HANDLERS = {
-    "cpu": ("dcls_depthwise", "dcls_depthwise_kernel_gradient", "dcls_average_ranks", "dcls_spearman"),
-    "CUDA": ("dcls_cuda_launch",),
+    "cpu": {
+        name: {"execute": name}
+        for name in ("dcls_depthwise", "dcls_depthwise_kernel_gradient", "dcls_average_ranks", "dcls_spearman")
+    },
+    "CUDA": {"dcls_cuda": {"initialize": "dcls_cuda_prepare", "execute": "dcls_cuda_launch"}},
 }
 _LEVELS = {"plain": 0, "avx2": 1, "avx512": 2}
 
@@ -45,13 +51,15 @@ def library() -> ctypes.CDLL | None:
             stacklevel=2,
         )
         return None
-    for (name, platform), handler in handlers.items():
-        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(handler), platform=platform)
+    for platform, targets in _HANDLERS.items():
+        for name, stages in targets.items():
+            capsules = {stage: jax.ffi.pycapsule(handlers[function]) for stage, function in stages.items()}
+            jax.ffi.register_ffi_target(name, capsules, platform=platform)
     return opened
 
 
-def _load(path: Path) -> tuple[ctypes.CDLL, dict[tuple[str, str], Any]]:
-    """The library, and its handlers by name and platform.
+def _load(path: Path) -> tuple[ctypes.CDLL, dict[str, Any]]:
+    """The library, and its handlers by name.
 
     Raises OSError where it cannot be opened, AttributeError where a handler is missing, RuntimeError where it needs a
     newer XLA: to register it then would leave JAX without its CPU backend.
@@ -63,8 +71,8 @@ def _load(path: Path) -> tuple[ctypes.CDLL, dict[tuple[str, str], Any]]:
     if built[0] != here[0] or built > here:
         versions = ["{}.{}".format(*version) for version in (built, here)]
         raise RuntimeError(f"built for XLA's FFI {versions[0]}, where jaxlib {jax.lib.__version__} has {versions[1]}")
-    names = [(name, platform) for platform, names in _HANDLERS.items() for name in names]
-    return opened, {(name, platform): getattr(opened, name) for name, platform in names}
+    stages = [stages for targets in _HANDLERS.values() for stages in targets.values()]
+    return opened, {name: getattr(opened, name) for functions in stages for name in functions.values()}
 
 
 def _ffi_version() -> tuple[int, int]:

@@ -29,7 +29,7 @@ struct alignas(sizeof(Number) * V) Channels {
   Number of[V];
 };
 
-struct Floats {
+struct alignas(sizeof(float) * V) Floats {
   float of[V];
 };
 
@@ -43,15 +43,21 @@ __device__ inline Floats Load(const Number* address) {
 
 // The image's columns that a row of a tile meets; zeros beyond the image.
 __device__ inline void LoadRow(const Number* row, int first, Floats (&columns)[SPAN_W]) {
+  row += long(first) * CHANNELS;
+  if (first >= 0 && first + SPAN_W <= WIDTH) {
 #pragma unroll
-  for (int j = 0; j < SPAN_W; ++j) {
-    const int column = first + j;
-    columns[j] = column >= 0 && column < WIDTH ? Load(row + long(column) * CHANNELS) : Floats{};
+    for (int j = 0; j < SPAN_W; ++j) columns[j] = Load(row + j * CHANNELS);
+  } else {
+#pragma unroll
+    for (int j = 0; j < SPAN_W; ++j)
+      columns[j] = first + j >= 0 && first + j < WIDTH ? Load(row + j * CHANNELS) : Floats{};
   }
 }
 
+#ifndef SPLITS
+
 // x (BATCH, HEIGHT, WIDTH, CHANNELS), kernel (KERNEL_H, KERNEL_W, CHANNELS) -> y (BATCH, OUT_H, OUT_W, CHANNELS)
-extern "C" __global__ void __launch_bounds__(THREADS) convolve(const Number* x, const Number* kernel, Number* y) {
+extern "C" __global__ void __launch_bounds__(THREADS) run(const Number* x, const float* kernel, Number* y) {
   constexpr int tiles_w = (OUT_W + TW - 1) / TW, tiles_h = (OUT_H + TH - 1) / TH, groups = CHANNELS / V;
   const long item = long(blockIdx.x) * THREADS + threadIdx.x;
   if (item >= long(BATCH) * tiles_h * tiles_w * groups) return;
@@ -75,7 +81,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) convolve(const Number* x, 
       if (TH > 1 && (a < 0 || a >= KERNEL_H)) continue;
 #pragma unroll
       for (int b = 0; b < KERNEL_W; ++b) {
-        const Floats cell = Load(kernel + (a * KERNEL_W + b) * CHANNELS);
+        const Floats cell = *reinterpret_cast<const Floats*>(kernel + (a * KERNEL_W + b) * CHANNELS);
 #pragma unroll
         for (int w = 0; w < TW; ++w)
 #pragma unroll
@@ -95,10 +101,11 @@ extern "C" __global__ void __launch_bounds__(THREADS) convolve(const Number* x, 
       }
 }
 
+#else
+
 // x (BATCH, HEIGHT, WIDTH, CHANNELS), its convolution's gradient (BATCH, OUT_H, OUT_W, CHANNELS)
 // -> partial gradients to the kernel (SPLITS, KERNEL_H, KERNEL_W, CHANNELS), each of some rows of the batch
-extern "C" __global__ void __launch_bounds__(THREADS) kernel_gradient(const Number* x, const Number* gradient,
-                                                                       float* partial) {
+extern "C" __global__ void __launch_bounds__(THREADS) run(const Number* x, const Number* gradient, float* partial) {
   constexpr int groups = CHANNELS / V;
   constexpr long rows = long(BATCH) * OUT_H, share = (rows + SPLITS - 1) / SPLITS;
   const long item = long(blockIdx.x) * THREADS + threadIdx.x;
@@ -129,7 +136,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) kernel_gradient(const Numb
   }
   partial += ((split * KERNEL_H + a) * KERNEL_W) * CHANNELS + channel;
 #pragma unroll
-  for (int b = 0; b < KERNEL_W; ++b)
-#pragma unroll
-    for (int v = 0; v < V; ++v) partial[b * CHANNELS + v] = sums[b].of[v];
+  for (int b = 0; b < KERNEL_W; ++b) *reinterpret_cast<Floats*>(partial + b * CHANNELS) = sums[b];
 }
+
+#endif

@@ -10,6 +10,7 @@ from flax import nnx
 
 from dcls_jax.cam import resize
 from dcls_jax.cam.maps import resize_corners
+from dcls_jax.cam.masks import over_masks
 from dcls_jax.cam.perturbation import ScoreConvention, ablation_cam, is_cam, score_cam, ss_cam
 from tests.conftest import initialiser, normal
 from tests.golden import PEERS, load, peer_maps
@@ -231,3 +232,15 @@ def test_regressions_read_the_output_itself(images, assert_close):
     rule = ScoreConvention(probabilities=False)
     logits = run("score_cam", Small(), images, lambda logits: logits[1], convention=rule)
     assert_close(run("score_cam", Regression(), images, lambda output: output, convention=rule), logits, 1e-5)
+
+
+@pytest.mark.parametrize(("masks", "at_a_time", "lengths"), [(49, 32, 25), (29, 32, 29), (64, 32, 32), (65, 32, 22)])
+def test_masks_come_in_as_few_chunks_of_nearly_one_length(masks, at_a_time, lengths):
+    seen = []
+
+    def function(indices):
+        seen.append(indices.shape)
+        return 2 * indices
+
+    np.testing.assert_array_equal(over_masks(function, masks, 1, at_a_time), 2 * np.arange(masks))
+    assert set(seen) == {(lengths,)}

@@ -12,7 +12,7 @@ import pytest
 import tiny
 
 from dcls_jax.eval import clickme
-from dcls_jax.eval.records import write_records
+from dcls_jax.eval.data.records import write_records
 
 
 @pytest.fixture(autouse=True)

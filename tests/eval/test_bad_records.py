@@ -7,6 +7,7 @@ import sys
 import time
 import tracemalloc
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,10 @@ import tiny
 
 import dcls_jax.models
 from dcls_jax.eval import cli, clickme, runner
-from dcls_jax.eval.records import RecordError, Records, write_records
-from dcls_jax.models import Transform
+from dcls_jax.eval.data.clickme import ClickMe
+from dcls_jax.eval.data.records import RecordError, Records, write_records
+from dcls_jax.eval.metric import reader_of
+from dcls_jax.eval.status import Status
 
 
 def claiming(width: int, height: int) -> bytes:
@@ -40,18 +43,21 @@ BAD = [
 ]
 
 
-def reader(path: Path, **options: bool) -> object:
-    return clickme._reader(Records(path), Transform(256, 224), clickme.PROTOCOLS, classes=10, **options)
+def reader(path: Path, *, skip_bad: bool) -> Callable[[int], object]:
+    model = tiny.Tiny()
+    metric = clickme.metric(model, clickme.PROTOCOLS, method="grad_cam", transform=model.transform)  # type: ignore[arg-type]
+    return reader_of(metric, ClickMe(path), skip_bad=skip_bad)
 
 
 @pytest.mark.parametrize(("record", "message"), BAD, ids=[message for _, message in BAD])
 def test_a_bad_record_is_named_or_left_out(tmp_path: Path, record: bytes, message: str) -> None:
     path = tmp_path / "val-0.tfrecords"
     write_records(path, [tiny.example(0), record])
+    strict, lenient = reader(path, skip_bad=False), reader(path, skip_bad=True)
     tracemalloc.start()
     with pytest.raises(RecordError, match=rf"val-0\.tfrecords, record 1: {re.escape(message)}"):
-        reader(path, skip_bad=False)(1)  # type: ignore[operator]
-    assert reader(path, skip_bad=True)(1) is None  # type: ignore[operator]
+        strict(1)
+    assert lenient(1) is Status.UNREADABLE
     assert tracemalloc.get_traced_memory()[1] < 5e6
     tracemalloc.stop()
 
@@ -120,3 +126,15 @@ def test_a_file_cut_short_after_it_was_indexed_is_named(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:25])
     with pytest.raises(RecordError, match=r"val-0\.tfrecords, record 1: the file ends inside the record's header"):
         records[1]
+
+
+def test_files_without_a_single_record_are_named(tmp_path: Path) -> None:
+    for i in range(12):
+        (tmp_path / f"val-{i}.tfrecords").write_bytes(b"no record")
+    with pytest.raises(RecordError) as error:
+        tiny.evaluate(tmp_path, skip_bad=True, out=tmp_path / "out")
+    first, *named = str(error.value).splitlines()
+    assert first == "there are no records to evaluate"
+    assert named[0].endswith("val-0.tfrecords, record 0: the file ends inside the record's header")
+    assert (len(named), named[-1]) == (11, "  and 2 more")
+    assert not (tmp_path / "out").exists()

@@ -25,10 +25,21 @@ def run(monkeypatch, *arguments):
     return stop.value.code or 0
 
 
-@pytest.mark.parametrize("command", [[], ["demo"], ["convert"], ["cam"], ["eval"], ["eval", "clickme"], ["models"]])
+@pytest.mark.parametrize(
+    "command", [[], ["demo"], ["convert"], ["cam"], ["eval"], ["eval", "clickme"], ["eval", "accuracy"], ["models"]]
+)
 def test_help_explains_every_option(monkeypatch, capsys, command):
     assert run(monkeypatch, *command, "--help") == 0
     assert "Usage" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", [["convert"], ["cam"], ["eval", "clickme"]])
+def test_help_says_what_a_checkpoint_may_be(monkeypatch, capsys, command):
+    monkeypatch.setenv("COLUMNS", "500")
+    assert run(monkeypatch, *command, "--help") == 0
+    said = capsys.readouterr().out
+    for kind in (".pth, .pth.tar, .pt, .bin or .safetensors file", "model hub", "Orbax folder"):
+        assert kind in said
 
 
 def test_nonsense_ends_with_code_2(monkeypatch, capsys):
@@ -84,7 +95,8 @@ def cam(monkeypatch, tmp_path, weights):
         code = run(monkeypatch, "cam", *arguments, *options)
         if code:
             return code, {}, {}
-        return 0, json.loads((tmp_path / "out" / "manifest.json").read_text()), np.load(tmp_path / "out" / "maps.npz")
+        with np.load(tmp_path / "out" / "maps.npz") as maps:
+            return 0, json.loads((tmp_path / "out" / "manifest.json").read_text()), dict(maps)
 
     return command
 
@@ -193,10 +205,27 @@ def test_cam_checks_how_to_draw_before_any_work(monkeypatch, capsys, cam, pictur
     assert message in capsys.readouterr().err
 
 
+def test_an_unknown_method_is_named_before_a_model_is_made(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(dcls_jax.models, "create_model", lambda *_, **__: pytest.fail("a model was made"))
+    options = ["--model", "convnext_tiny", "--method", "magic", "--out", tmp_path]
+    assert run(monkeypatch, "eval", "clickme", "x", *options) == 1
+    assert "method (='magic') must be one of cam, grad_cam, hires_cam" in capsys.readouterr().err
+
+
 def test_cam_names_a_file_that_is_no_picture(cam, capsys, tmp_path, picture):
     (tmp_path / "text.png").write_text("no picture")
     assert cam(picture, tmp_path / "text.png")[0] == 1
     assert "text.png is not a picture" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("default:weights that are not finite")
+def test_a_warning_is_one_line(monkeypatch, capsys, tmp_path):
+    model = random_model(lambda: create_model("convnext_tiny", num_classes=4))
+    model.fc.bias.set_value(model.fc.bias[...] * np.nan)
+    save_weights(model, tmp_path / "odd")
+    arguments = [tmp_path / "odd", tmp_path / "out", "--model", "convnext_tiny", "--num-classes", 4]
+    assert run(monkeypatch, "convert", *arguments) == 0
+    assert capsys.readouterr().err == "warning: weights that are not finite or too large: fc.bias\n"
 
 
 def test_converter_is_the_same_command(tmp_path):

@@ -34,5 +34,5 @@ def test_models_says_how_each_platform_convolves(
 ) -> None:
     assert run(monkeypatch, "models") == 0
     printed = capsys.readouterr().out
-    assert "on cpu what was measured fastest for each shape" in printed
+    assert "on cpu, cuda what was measured fastest for each shape" in printed
     assert "on other platforms XLA's own, as nothing was measured there" in printed

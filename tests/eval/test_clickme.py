@@ -5,14 +5,19 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from PIL import Image
 from scipy import stats
 
 from dcls_jax import DclsConfig
-from dcls_jax.eval import clickme
-from dcls_jax.eval.records import RecordError, write_records
+from dcls_jax.cam import explain, resize
+from dcls_jax.eval import Settings, clickme
+from dcls_jax.eval.data.records import RecordError, write_records
+from dcls_jax.eval.status import Status
 from dcls_jax.eval.study import study_maps
 from dcls_jax.models import Transform, create_model
 
@@ -73,7 +78,7 @@ def test_padding_and_constant_maps_do_not_count(shards: Path, whole: clickme.Res
 
 def test_aligned_compares_the_part_that_the_model_saw(shards: Path, whole: clickme.Result) -> None:
     model, sample = tiny.Tiny(), clickme.load(shards)[0]
-    pixels = model.transform(clickme.Image.fromarray(sample.image.astype(np.uint8)))
+    pixels = model.transform(Image.fromarray(sample.image.astype(np.uint8)))
     heatmap = np.asarray(study_maps(model, pixels[None], np.array([sample.label])))[0]
     # centred on the same point, 224 / 256 of the field: 14 pixels less on every side, enlarged by 256 / 224
     centre = (np.arange(224) + 0.5) * 224 / 256 + 14 - 0.5
@@ -81,6 +86,43 @@ def test_aligned_compares_the_part_that_the_model_saw(shards: Path, whole: click
     part = np.stack([np.interp(centre, np.arange(224), column) for column in part.T], 1)
     expected = stats.spearmanr(heatmap.ravel(), part.ravel()).statistic
     assert whole.per_image[0] == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize("method", ["hires_cam", "eigen_cam", "smooth_grad", "guided_grad_cam"])
+def test_every_method_is_compared_by_its_positive_part(tmp_path: Path, method: str) -> None:
+    write_records(tmp_path / "val-0.tfrecords", [tiny.example(i) for i in range(3)])
+    model, samples = tiny.Tiny(), list(clickme.load(tmp_path))
+    images = np.stack([model.transform(Image.fromarray(sample.image.astype(np.uint8))) for sample in samples])
+    key = {"key": jax.random.key(0)} if method == "smooth_grad" else {}
+    maps = explain(model, images, np.array([sample.label for sample in samples]), method=method, **key)
+    enlarged = resize(np.maximum(maps, 0), 224)
+    expected = [
+        stats.spearmanr(m.ravel(), sample.heatmap.ravel()).statistic
+        for m, sample in zip(np.asarray(enlarged), samples, strict=True)
+    ]
+    result = tiny.evaluate(tmp_path, method=method, protocol="published")
+    np.testing.assert_allclose(result.per_image, expected, atol=2e-4)
+    assert result.method == method
+
+
+def test_maps_without_positive_values_or_that_are_not_finite_are_said_to_be(tmp_path: Path) -> None:
+    class Odd(tiny.Tiny):
+        def head(self, activations: jax.Array) -> jax.Array:
+            """Class 1 falls with every activation; nothing is finite of images whose first activation is large."""
+            bad = activations[:, 0, 0].max(1, keepdims=True) > 1.5
+            logits = super().head(activations).at[:, 1].set(-activations.sum((1, 2, 3)))
+            return logits * jnp.where(bad, jnp.nan, 1)
+
+    write_records(tmp_path / "val-0.tfrecords", [tiny.example(i) for i in range(8)])
+    images = np.stack([Odd.transform(Image.fromarray(s.image.astype(np.uint8))) for s in clickme.load(tmp_path)])
+    expected = [Status.COUNTED, Status.CONSTANT, *[Status.COUNTED] * 6]
+    for image in np.flatnonzero(np.asarray(Odd().features(images))[:, 0, 0].max(1) > 1.5):
+        expected[image] = Status.NOT_FINITE
+    assert set(expected) == {Status.COUNTED, Status.CONSTANT, Status.NOT_FINITE}
+    for method in ("hires_cam", "grad_cam", "threshold_grad_cam"):
+        result = clickme.evaluate(Odd(), tmp_path, method=method, batch_size=8, progress=False)  # type: ignore[arg-type]
+        assert [list(Status)[code] for code in result.status] == expected
+        assert result.skipped == 8 - expected.count(Status.COUNTED)
 
 
 def test_protocols_agree_where_nothing_is_cropped(shards: Path, whole: clickme.Result) -> None:
@@ -91,7 +133,8 @@ def test_protocols_agree_where_nothing_is_cropped(shards: Path, whole: clickme.R
 
 
 def test_several_protocols_at_once_are_each_as_alone(shards: Path, whole: clickme.Result, tmp_path: Path) -> None:
-    published, aligned = clickme.evaluate_protocols(tiny.Tiny(), shards, batch_size=8, out=tmp_path, progress=False)  # type: ignore[arg-type]
+    settings = Settings(batch_size=8, out=tmp_path, progress=False)
+    published, aligned = clickme.evaluate_protocols(tiny.Tiny(), shards, settings=settings)  # type: ignore[arg-type]
     assert (published.protocol, aligned.protocol) == ("published", "aligned")
     np.testing.assert_allclose(aligned.per_image, whole.per_image, atol=1e-6)
     np.testing.assert_allclose(published.per_image, tiny.evaluate(shards, protocol="published").per_image, atol=1e-6)

@@ -15,7 +15,9 @@ import pytest
 from PIL import ExifTags, Image
 
 from dcls_jax.cam.pytree import pytree
-from dcls_jax.eval import pictures, results
+from dcls_jax.compilation import compiler_options
+from dcls_jax.eval import pictures
+from dcls_jax.files import write_file
 from dcls_jax.models import Transform
 
 
@@ -147,7 +149,6 @@ def test_each_map_is_a_picture_of_its_own(tmp_path, picture):
         os.fsdecode(b"[red]\xff.png"),
     ],
 )
-@pytest.mark.filterwarnings("ignore:Glyph")
 def test_pictures_of_any_name_are_explained(tmp_path, picture, name):
     out = tmp_path / "out"
     (row,) = explain([picture.rename(tmp_path / name)], out)["pictures"]
@@ -199,6 +200,13 @@ def test_pictures_are_explained_a_few_at_a_time_as_all_at_once(tmp_path, monkeyp
         np.testing.assert_allclose(np.load(tmp_path / "parts" / "maps.npz")[column], maps, rtol=1e-5)
 
 
+def test_classes_are_predicted_by_a_program_compiled_as_maps_are(tmp_path, picture, monkeypatch):
+    expected, jit, options = compiler_options(), jax.jit, []
+    monkeypatch.setattr(jax, "jit", lambda *a, **how: options.append(how.get("compiler_options")) or jit(*a, **how))
+    pictures._predictions(linear(4))([np.asarray(Image.open(picture).resize((16, 16)))])
+    assert options == [expected]
+
+
 def test_nothing_is_written_where_one_of_many_pictures_is_none(tmp_path, picture):
     (tmp_path / "text.png").write_text("no picture")
     with pytest.raises(ValueError, match=r"text\.png is not a picture"):
@@ -218,7 +226,7 @@ def test_a_disk_that_is_full_leaves_no_half_picture(tmp_path, picture, monkeypat
     def full(grid):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(pictures, "write_file", lambda path, write: results.write_file(path, full))
+    monkeypatch.setattr(pictures, "write_file", lambda path, write: write_file(path, full))
     with pytest.raises(OSError, match=r"No space left on device: '.*/overlays/noise-1-grad_cam\.png'"):
         explain([picture], tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out").rglob("*")) == ["maps.png", "overlays"]

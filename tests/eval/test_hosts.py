@@ -11,7 +11,7 @@ import numpy as np
 import tiny
 
 from dcls_jax.eval import clickme
-from dcls_jax.eval.records import write_records
+from dcls_jax.eval.data.records import write_records
 
 PROCESS = f"""
 import json, sys, time

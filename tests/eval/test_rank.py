@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from dcls_jax import native
-from dcls_jax.eval.rank import average_ranks, spearman
+from dcls_jax.eval.rank import average_ranks, places, spearman, tied_share
 
 pytestmark = pytest.mark.optimised
 
@@ -81,3 +81,25 @@ def test_a_map_without_ranks_gives_nan(filler: float) -> None:
 def test_shapes_must_agree() -> None:
     with pytest.raises(ValueError, match=r"got \(2, 3\) and \(3, 2\)"):
         spearman(jnp.zeros((2, 3)), jnp.zeros((3, 2)))
+
+
+@pytest.mark.parametrize("ties", ["earlier", "later"])
+def test_places_are_those_of_a_stable_sort(ties):
+    values = np.random.default_rng(0).integers(0, 40, (3, 500)).astype(np.float32)
+    expected = np.empty(values.shape, int)
+    for row, order in zip(values, expected, strict=True):
+        first = np.argsort(row, kind="stable")[::-1] if ties == "later" else np.argsort(-row, kind="stable")
+        order[first] = np.arange(500)
+    np.testing.assert_array_equal(jax.jit(lambda x: places(x, ties=ties))(values), expected)
+
+
+def test_places_of_equal_values_are_those_of_the_next_key():
+    first, second = jnp.asarray([1.0, 0, 1, 0]), jnp.asarray([5.0, 6, 7, -8])
+    np.testing.assert_array_equal(places(first, second), [1, 2, 0, 3])
+    np.testing.assert_array_equal(places(first, jnp.zeros(4)), [0, 2, 1, 3])
+    np.testing.assert_array_equal(places(jnp.asarray([0.0, -0.0, 1, -1])), [1, 2, 0, 3])
+
+
+def test_the_share_of_ties_counts_every_value_that_is_there_twice():
+    assert tied_share(jnp.asarray([3.0, 1, 3, 2, 1, 3, 0, -1])) == 5 / 8
+    np.testing.assert_array_equal(tied_share(jnp.asarray([[1.0, 2], [2, 2]])), [0, 1])

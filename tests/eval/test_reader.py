@@ -14,7 +14,8 @@ from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2
 
 from dcls_jax.eval import clickme
-from dcls_jax.eval.records import Records, write_records
+from dcls_jax.eval.data.clickme import ClickMe
+from dcls_jax.eval.data.records import Records, write_records
 from dcls_jax.eval.runner import _padded
 from dcls_jax.models import Transform
 
@@ -85,7 +86,7 @@ def stored(pictures: Path, index: int) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize("transform", TRANSFORMS, ids=lambda transform: f"{transform.resize}-{transform.crop}")
 def test_images_are_the_plain_arithmetic_to_the_bit(pictures: Path, transform: Transform) -> None:
-    read = clickme._reader(Records(pictures), transform, clickme.PROTOCOLS, skip_bad=False)
+    source, prepare = ClickMe(pictures), clickme._preparation(transform, clickme.PROTOCOLS, classes=10)
     for index, sample in enumerate(clickme.load(pictures)):
         resized = bilinear(bilinear(stored(pictures, index)[0], 224, axis=1), 224, axis=0)
         np.testing.assert_array_equal(sample.image, resized)
@@ -93,20 +94,20 @@ def test_images_are_the_plain_arithmetic_to_the_bit(pictures: Path, transform: T
         start = round((transform.resize - transform.crop) / 2)
         framed = np.asarray(whole, np.float32)[start:, start:][: transform.crop, : transform.crop]
         mean, std = (np.asarray(values, np.float32) for values in (transform.mean, transform.std))
-        record = read(index)
-        np.testing.assert_array_equal(record["image"], (framed / 255 - mean) / std)
-        assert (record["image"].dtype, record["label"]) == (np.float32, index)
+        record = prepare(source[index])
+        np.testing.assert_array_equal(record.image, (framed / 255 - mean) / std)
+        assert (record.image.dtype, record.label) == (np.float32, index)
 
 
 @pytest.mark.parametrize("transform", TRANSFORMS, ids=lambda transform: f"{transform.resize}-{transform.crop}")
 def test_heatmaps_are_blurred_and_framed_in_steps(pictures: Path, transform: Transform) -> None:
-    read = clickme._reader(Records(pictures), transform, clickme.PROTOCOLS, skip_bad=False)
+    source, prepare = ClickMe(pictures), clickme._preparation(transform, clickme.PROTOCOLS, classes=10)
     for index, sample in enumerate(clickme.load(pictures)):
         small = bilinear(bilinear(stored(pictures, index)[1], 64, axis=1), 64, axis=0).astype(np.float64)
         blurry = blurred(blurred(small, axis=0, peak=0), axis=1, peak=1)
         published = bilinear(bilinear(blurry, 224, axis=0), 224, axis=1)
         aligned = seen(seen(published, transform, axis=0), transform, axis=1)
-        heatmaps = read(index)["heatmaps"]
+        heatmaps = prepare(source[index]).heatmaps
         np.testing.assert_allclose(heatmaps, [published, aligned], rtol=0, atol=1e-6 * published.max())
         np.testing.assert_array_equal(sample.heatmap, heatmaps[0])
 
@@ -115,7 +116,7 @@ READING = """
 import json, sys, threading
 from pathlib import Path
 from dcls_jax.eval import clickme
-from dcls_jax.eval.records import Records
+from dcls_jax.eval.data.clickme import ClickMe
 from dcls_jax.models import Transform
 
 def switches():
@@ -123,7 +124,9 @@ def switches():
     lines = {task.name: (task / "status").read_text().splitlines() for task in others}
     return {name: [line for line in status if "ctxt_switches" in line] for name, status in lines.items()}
 
-read = clickme._reader(Records(sys.argv[1]), Transform(256, 224), clickme.PROTOCOLS, skip_bad=False)
+source = ClickMe(sys.argv[1])
+prepare = clickme._preparation(Transform(256, 224), clickme.PROTOCOLS, classes=10)
+read = lambda index: prepare(source[index])
 read(0)
 before = switches()
 for _ in range(4):

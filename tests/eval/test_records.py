@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from dcls_jax.eval import records
-from dcls_jax.eval.records import RecordError, Records, find_shards, write_records
+from dcls_jax.eval.data import records
+from dcls_jax.eval.data.records import RecordError, Records, find_shards, write_records
 
 CONTENT = [b"first", b"", b"third record"]
 THIRD = (12 + 5 + 4) + (12 + 0 + 4)  # where the third record begins

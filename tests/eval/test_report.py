@@ -1,6 +1,7 @@
 """The table of results, and the progress lines."""
 
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -8,21 +9,51 @@ import pytest
 import tiny
 from rich.console import Console
 
-from dcls_jax.eval.clickme import Result
+from dcls_jax.eval.clickme import Result, _summary
 from dcls_jax.eval.report import print_results
+from dcls_jax.eval.status import Status
+
+COUNTED, CONSTANT, UNREADABLE = Status.COUNTED, Status.CONSTANT, Status.UNREADABLE
+
+
+def result(name: str, protocol: str, scores: list[float], status: list[Status], bad: tuple[str, ...] = ()) -> Result:
+    """Of ClickMe, with a score for each record that counts."""
+    counted, codes = np.array(scores, np.float32), np.array([s.code for s in status], np.int8)
+    per_image = np.full(len(codes), np.nan, np.float32)
+    per_image[codes == 0] = counted
+    labels = {"method": "grad_cam", "protocol": protocol}
+    values = _summary({"spearman": counted})
+    return Result("ClickMe human alignment", name, labels, values, {"spearman": per_image}, codes, bad, 1.0)
+
+
+def printed(results: list[Result], width: int) -> list[str]:
+    console = Console(file=io.StringIO(), width=width)
+    print_results(results, console)
+    return console.file.getvalue().splitlines()  # type: ignore[attr-defined]
 
 
 def test_table_shows_results_side_by_side() -> None:
-    scores = np.array([0.2, np.nan, 0.4, np.nan], np.float32)
-    first = Result("convnext_tiny", "grad_cam", "aligned", scores, 1, ("val-0.tfrecords, record 3",), 2.0)
-    second = Result("empty", "grad_cam", "published", np.full(2, np.nan, np.float32), 2, (), 1.0)
-    console = Console(file=io.StringIO(), width=120)
-    print_results([first, second], console)
-    text = console.file.getvalue()  # type: ignore[attr-defined]
-    rows = [line.replace("│", " ").split() for line in text.splitlines() if "grad_cam" in line]
-    assert rows[0] == ["convnext_tiny", "grad_cam", "aligned", f"{0.3 / 0.65753:.4f}", "0.3000", "2", "1", "1"]
-    assert rows[1] == ["empty", "grad_cam", "published", "nan", "nan", "0", "2", "0"]
-    assert "bad: val-0.tfrecords, record 3" in text
+    status = [COUNTED, CONSTANT, COUNTED, UNREADABLE, CONSTANT]
+    first = result("convnext_tiny", "aligned", [0.2, 0.4], status, ("val-0.tfrecords, record 3",))
+    lines = printed(
+        [first, result("empty", "published", [], [CONSTANT] * 2), result("whole", "aligned", [0.5], [COUNTED])], 80
+    )
+    assert lines[0] == "ClickMe human alignment, method grad_cam"
+    rows = [line.split() for line in lines[5:9]]
+    assert rows == [
+        ["convnext_tiny", "aligned", f"{0.3 / 0.65753:.4f}", "0.3000", "2", "2", "constant", "map"],
+        ["1", "unreadable"],
+        ["empty", "published", "nan", "nan", "0", "2", "constant", "map"],
+        ["whole", "aligned", f"{0.5 / 0.65753:.4f}", "0.5000", "1", "0"],
+    ]
+    assert "bad: val-0.tfrecords, record 3" in lines
+
+
+def test_what_all_rows_share_stands_in_the_title() -> None:
+    lines = printed([result(name, "aligned", [0.5], [COUNTED]) for name in ("convnext_small", "convnext_tiny")], 80)
+    assert lines[0] == "ClickMe human alignment, method grad_cam, protocol aligned"
+    assert lines[2].split() == ["mean"]
+    assert lines[3].split() == ["model", "alignment", "spearman", "counted", "left", "out"]
 
 
 def test_progress_without_a_terminal_is_lines(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -31,10 +62,13 @@ def test_progress_without_a_terminal_is_lines(shards: Path, capsys: pytest.Captu
 
 
 def test_of_many_bad_records_ten_are_named_and_the_others_counted() -> None:
-    console = Console(file=io.StringIO(), width=80)
-    scores = np.array([0.2], np.float32)
     bad = tuple(f"{'long/' * 30}val-0.tfrecords, record {i}: [red]" for i in range(12))
-    print_results([Result("[bold]", "grad_cam", "aligned", scores, 0, bad, 1.0)] * 2, console)
-    assert "[bold]" in console.file.getvalue()  # type: ignore[attr-defined]
-    lines = console.file.getvalue().splitlines()[-11:]  # type: ignore[attr-defined]
-    assert lines == [*(f"bad: {line}" for line in bad[:10]), "bad: and 2 more"]
+    lines = printed([result("[bold]", "aligned", [0.2], [COUNTED], bad)] * 2, 80)
+    assert "[bold]" in "\n".join(lines)
+    assert lines[-11:] == [*(f"bad: {line}" for line in bad[:10]), "bad: and 2 more"]
+
+
+def test_records_of_any_file_name_are_shown_without_moving_the_terminal() -> None:
+    bad = (os.fsdecode(b"a\x1b[2J\xff.tfrecords, record 3: bad"),)
+    lines = printed([result("tiny", "aligned", [0.2], [COUNTED], bad)], 80)
+    assert lines[-1] == "bad: a\\x1b[2J\\udcff.tfrecords, record 3: bad"

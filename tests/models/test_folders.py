@@ -1,5 +1,6 @@
 """Orbax checkpoints: nothing of the user's is lost, and what was written can be read."""
 
+import os
 import pathlib
 import re
 import shutil
@@ -18,6 +19,7 @@ from convert_weights import convert
 from dcls_jax import Dcls2d
 from dcls_jax.models import CheckpointError, load_weights, save_weights, state_dict
 from dcls_jax.models.convert import check_paths
+from dcls_jax.models.locks import hold
 from tests.conftest import random_model
 
 
@@ -36,7 +38,19 @@ def tree(folder):
 
 @pytest.mark.parametrize(
     "name",
-    ["lr=[0.1]/weights", "weights[1]", "back\\slash", "back\\slash/weights", "a*b?", "sp ace", "[", "new/deep/é"],
+    [
+        "lr=[0.1]/weights",
+        "weights[1]",
+        "back\\slash",
+        "back\\slash/weights",
+        "a*b?",
+        "sp ace",
+        "[",
+        "new/deep/é",
+        os.fsdecode(b"latin\xe9"),
+        "w.orbax-checkpoint-tmp",
+        "a:b",
+    ],
 )
 def test_what_is_saved_anywhere_can_be_read(tmp_path, name):
     for seed in (1, 2):
@@ -44,6 +58,14 @@ def test_what_is_saved_anywhere_can_be_read(tmp_path, name):
         assert is_at(tmp_path / name, layer(seed))
     assert [path.name for path in (tmp_path / name).parent.iterdir()] == [(tmp_path / name).name]
     assert [path.name for path in tmp_path.iterdir()] == [pathlib.PurePath(name).parts[0]]
+
+
+@pytest.mark.parametrize("path", ["gs://bucket/weights", "file:///weights", pathlib.Path("s3://bucket/weights")])
+def test_urls_are_no_paths(tmp_path, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"weights is a URL, expected a path"):
+        save_weights(layer(), path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_checkpoint_that_was_moved_can_be_read(tmp_path):
@@ -94,6 +116,29 @@ def test_a_save_that_fails_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["weights"]
 
 
+FULL = """
+import resource, sys
+from flax import nnx
+from dcls_jax import Dcls2d
+from dcls_jax.models import save_weights
+
+layer = Dcls2d(64, 64, 9, dilated_kernel_size=5, rngs=nnx.Rngs(0))
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+try:
+    save_weights(layer, sys.argv[1])
+except OSError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limits there")
+def test_what_cannot_be_written_is_said_in_one_line(tmp_path):
+    folder = tmp_path / "weights"
+    done = subprocess.run([sys.executable, "-c", FULL, folder], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == (f"[Errno 27] File too large: '{folder}'\n", "")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("moved", [1, 2])
 def test_a_save_stopped_at_either_rename_leaves_the_old_checkpoint(tmp_path, monkeypatch, moved):
     save_weights(layer(1), tmp_path / "weights")
@@ -118,7 +163,14 @@ def test_the_old_checkpoint_is_put_back_after_a_kill_between_the_renames(tmp_pat
     beside = tmp_path / ".weights.dcls_jax"
     beside.mkdir()
     (tmp_path / "weights").rename(beside / "old")
-    monkeypatch.setattr(ocp, "save", lambda *_: 1 / 0)
+    for unfinished in ("new", "new.orbax-checkpoint-tmp"):
+        (beside / unfinished / "state").mkdir(parents=True)
+
+    def fails(place, _):
+        assert {path.name for path in place.parent.iterdir()} == {"lock"}
+        return 1 / 0
+
+    monkeypatch.setattr(ocp, "save", fails)
     with pytest.raises(OSError, match="division by zero"):
         save_weights(layer(2), tmp_path / "weights")
     assert is_at(tmp_path / "weights", layer(1))
@@ -216,8 +268,6 @@ def test_positions_are_swapped_wherever_they_are_from(tmp_path):
         np.testing.assert_array_equal(swapped.positions.P[...], model.positions.P[...][::-1])
 
 
-# Orbax closes the loop that the rest of its reads report to.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_damaged_orbax_checkpoints_are_named(tmp_path):
     save_weights(layer(), tmp_path / "weights")
     for part in ("_METADATA", "manifest.ocdbt"):
@@ -229,7 +279,15 @@ def test_damaged_orbax_checkpoints_are_named(tmp_path):
                 load_weights(layer(), damaged)
             assert len(str(error.value).splitlines()) == 1
     (tmp_path / "nothing").mkdir()
-    with pytest.raises(CheckpointError, match=r"nothing is not a readable Orbax checkpoint, nor has it the files of"):
+    with pytest.raises(
+        CheckpointError, match=r"nothing is no checkpoint: it has nothing, expected an Orbax checkpoint"
+    ):
+        load_weights(layer(), tmp_path / "nothing")
+    for name in ("weights.pth", "config.json"):
+        (tmp_path / "nothing" / name).touch()
+    with pytest.raises(
+        CheckpointError, match=r"it has config\.json, weights\.pth, expected .*, or model\.safetensors or "
+    ):
         load_weights(layer(), tmp_path / "nothing")
 
 
@@ -245,25 +303,106 @@ def test_convert_writes_where_it_says(tmp_path):
 def test_convert_keeps_what_is_not_finite(tmp_path):
     arrays = state_dict(layer(1)) | {"bias": np.array([np.nan, np.inf, -np.inf, 0], np.float32)}
     save_file(arrays, tmp_path / "source.safetensors")
-    with pytest.warns(UserWarning, match="not finite or too large: bias"):
+    with pytest.warns(UserWarning, match="not finite or too large: bias") as warned:
         result = convert(tmp_path / "source.safetensors", tmp_path / "weights", layer())
+    assert len(warned) == 1
     assert result.largest_difference == 0
 
 
 def test_convert_loses_nothing_that_is_there(tmp_path):
     save_file(state_dict(layer(1)), tmp_path / "source.safetensors")
-    (tmp_path / ".weights.partial").mkdir()
-    (tmp_path / ".weights.partial" / "mine").write_text("mine")
     (tmp_path / "dangling").symlink_to("nowhere")
     (tmp_path / "file").write_text("mine")
     before = tree(tmp_path)
-    with pytest.raises(FileExistsError, match=r"\.weights\.partial has what no checkpoint .*\(mine\)"):
-        convert(tmp_path / "source.safetensors", tmp_path / "weights", layer())
     with pytest.raises(FileExistsError, match="dangling exists"):
         check_paths(tmp_path / "source.safetensors", tmp_path / "dangling")
     with pytest.raises(NotADirectoryError, match="file is not a folder"):
         check_paths(tmp_path / "source.safetensors", tmp_path / "file" / "weights")
     assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("converts", [True, False])
+def test_what_appears_while_weights_are_written_is_kept(tmp_path, monkeypatch, converts):
+    save_file(state_dict(layer(1)), tmp_path / "source.safetensors")
+    save, folder = ocp.save, tmp_path / "weights"
+
+    def meanwhile(*arguments):
+        save(*arguments)
+        if converts:
+            save(folder, {"bias": np.zeros(4)})
+        else:
+            folder.mkdir()
+            (folder / "notes.txt").write_text("mine")
+
+    monkeypatch.setattr(ocp, "save", meanwhile)
+    with pytest.raises(FileExistsError, match="weights exists; remove it" if converts else r"\(notes\.txt\)"):
+        convert(tmp_path / "source.safetensors", folder, layer()) if converts else save_weights(layer(1), folder)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["source.safetensors", "weights"]
+    assert (ocp.load(folder)["bias"] == 0).all() if converts else (folder / "notes.txt").read_text() == "mine"
+
+
+def test_what_reads_back_otherwise_is_not_converted(tmp_path, monkeypatch):
+    save_file(state_dict(layer(1)), tmp_path / "source.safetensors")
+    save = ocp.save
+    monkeypatch.setattr(ocp, "save", lambda place, found: save(place, found | {"bias": found["bias"] + 1}))
+    with pytest.raises(OSError, match=rf"what was written for {tmp_path / 'weights'} differs by 1\.0 from"):
+        convert(tmp_path / "source.safetensors", tmp_path / "weights", layer())
+    assert [path.name for path in tmp_path.iterdir()] == ["source.safetensors"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no locks there")
+def test_a_checkpoint_is_written_by_one_at_a_time(tmp_path):
+    save_weights(layer(1), tmp_path / "weights")
+    beside = tmp_path / ".weights.dcls_jax"
+    beside.mkdir()
+    other = hold(beside)
+    (beside / "new").mkdir()
+    with pytest.raises(OSError, match=rf"weights is in use by process {os.getpid()} on .*; wait for it to end"):
+        save_weights(layer(2), tmp_path / "weights")
+    assert {path.name for path in beside.iterdir()} == {"lock", "new"}
+    assert is_at(tmp_path / "weights", layer(1))
+    os.close(other)
+    save_weights(layer(2), tmp_path / "weights")
+    assert is_at(tmp_path / "weights", layer(2))
+    assert [path.name for path in tmp_path.iterdir()] == ["weights"]
+
+
+RACING = """
+import sys
+from tests.models.test_folders import layer, save_weights
+model = layer(int(sys.argv[2]))
+print("ready", flush=True)
+sys.stdin.readline()
+for _ in range(8):
+    try:
+        save_weights(model, sys.argv[1])
+    except OSError as error:
+        print(error)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no locks there")
+def test_of_two_programs_at_one_checkpoint_one_says_so(tmp_path):
+    folder = tmp_path / "weights"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    racers = [subprocess.Popen([sys.executable, "-c", RACING, folder, seed], **pipes) for seed in "12"]
+    try:
+        for racer in racers:
+            assert racer.stdout.readline() == "ready\n"
+        for racer in racers:
+            racer.stdin.write("go\n")
+            racer.stdin.flush()
+        ends = [(*racer.communicate(timeout=60), racer.returncode) for racer in racers]
+    finally:
+        for racer in racers:
+            racer.kill()
+            racer.communicate()
+    for (said, errors, code), other in zip(ends, reversed(racers), strict=True):
+        assert (code, errors) == (0, "")
+        in_use = rf"{re.escape(str(folder))} is in use by (process {other.pid} on .* since .*|another process); wait "
+        assert all(re.match(in_use, line) for line in said.splitlines()), said
+    assert is_at(folder, layer(1)) or is_at(folder, layer(2))
+    assert [path.name for path in tmp_path.iterdir()] == ["weights"]
 
 
 def test_paths_of_homes(tmp_path, monkeypatch):

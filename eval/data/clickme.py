@@ -1,15 +1,17 @@
-"""ClickMe's examples as pictures and maps: what TensorFlow and Harmonization make of the stored ones, on the CPU."""
+"""ClickMe's records, and the pictures and maps that TensorFlow and Harmonization make of them, on the CPU."""
 
 from collections.abc import Sequence
 from functools import cache, lru_cache
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
+import grain
 import numpy as np
 import simplejpeg
 from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_pb2
 
-from dcls_jax.eval.records import RecordError, Records
+from dcls_jax.eval.data.records import Paths, RecordError, Records
 from dcls_jax.models import Transform
 
 SIZE = 224  # side of the images and of all maps compared
@@ -22,19 +24,80 @@ _TILE = 32, 112  # of a human map: how much of it one matrix product makes
 T = TypeVar("T")
 
 
-def decode(records: Records, index: int, classes: int | None = None) -> tuple[np.ndarray, np.ndarray, int]:
-    """One record as stored: image (H, W, 3) and heatmap (h, w), both uint8, and label, of so many classes if given."""
-    data, (path, number) = records[index], records.place(index)
-    try:
-        features = tf_example_pb2.Example.FromString(data).features.feature
-        label = int(_first(features["label"].int64_list.value, "label"))
-        image, heatmap = (_first(features[name].bytes_list.value, name) for name in ("image", "heatmap"))
-        stored = _pixels(image, "image", "RGB"), _pixels(heatmap, "heatmap", "GRAY")[..., 0], label
-    except (DecodeError, ValueError) as error:
-        raise RecordError(f"{path}, record {number}: not a ClickMe example ({error})") from error
-    if classes is not None and not 0 <= label < classes:
-        raise RecordError(f"{path}, record {number}: label {label}, but the model has classes 0 to {classes - 1}")
-    return stored
+class Sample(NamedTuple):
+    """One picture with what people clicked on: image (224, 224, 3), 0 to 255, and heatmap (224, 224), both float32.
+
+    Of a batch that grain makes, each is an array with a leading batch axis.
+    """
+
+    image: np.ndarray
+    heatmap: np.ndarray
+    label: int
+    file: str
+    record: int
+
+
+class Stored(NamedTuple):
+    """A record as it is stored: image (H, W, 3) and heatmap (h, w), both uint8, and label."""
+
+    image: np.ndarray
+    heatmap: np.ndarray
+    label: int
+
+
+class ClickMe:
+    """ClickMe's records in the order of their files: a source of `Stored`. Raises as `Records` does."""
+
+    def __init__(self, paths: Paths, *, skip_bad: bool = False) -> None:
+        self._records = Records(paths, skip_bad=skip_bad)
+        self.damage: Sequence[str] = self._records.damage
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Stored:
+        data = self._records[index]
+        try:
+            features = tf_example_pb2.Example.FromString(data).features.feature
+            label = int(_first(features["label"].int64_list.value, "label"))
+            image, heatmap = (_first(features[name].bytes_list.value, name) for name in ("image", "heatmap"))
+            return Stored(_pixels(image, "image", "RGB"), _pixels(heatmap, "heatmap", "GRAY")[..., 0], label)
+        except (DecodeError, ValueError) as error:
+            raise RecordError(f"{self.place(index)}: not a ClickMe example ({error})") from error
+
+    def file(self, index: int) -> tuple[Path, int]:
+        """The file of a record and its number there."""
+        return self._records.place(index)
+
+    def place(self, index: int) -> str:
+        """Where a record is, as messages say it."""
+        path, number = self.file(index)
+        return f"{path}, record {number}"
+
+    def identity(self) -> list[dict[str, Any]]:
+        """The files, as JSON values."""
+        return [{"file": s.name, "bytes": s.size, "records": len(s.offsets)} for s in self._records.shards]
+
+
+def load(paths: Paths, *, skip_bad: bool = False) -> grain.MapDataset[Sample]:
+    """ClickMe records as the original loader presents them: a grain dataset of `Sample`, in data order.
+
+    paths: a record file, a glob, a folder of *.tfrecords, or a list of these. skip_bad: leave out what cannot be read.
+    Raises FileNotFoundError, and RecordError naming file and record (at once, or when the record is reached).
+    """
+    source = ClickMe(paths, skip_bad=skip_bad)
+
+    def read(index: int) -> Sample | None:
+        try:
+            image, heatmap, label = source[index]
+        except RecordError:
+            if skip_bad:
+                return None  # grain leaves it out
+            raise
+        path, number = source.file(index)
+        return Sample(picture(image, np.float32), human_maps(heatmap, (None,))[0], label, str(path), number)
+
+    return grain.MapDataset.source(range(len(source))).map(read)
 
 
 def _first(values: Sequence[T], name: str) -> T:

@@ -1,0 +1,19 @@
+"""The commands of `dcls-jax`. What one needs is imported when it runs, so that --help is there at once."""
+
+import typer
+
+from dcls_jax.eval.commands import evaluation, maps, models
+
+app = typer.Typer(
+    name="dcls-jax",
+    help="Study what vision models look at: class activation maps, and how well they agree with people.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for function in (evaluation.demo, maps.cam, models.convert, models.models):
+    app.command()(function)
+app.add_typer(evaluation.evaluations, name="eval")
+
+converter = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+converter.command()(models.convert)

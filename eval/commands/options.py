@@ -1,0 +1,88 @@
+"""What several commands have in common."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dcls_jax.eval.cli import Stopped, at_work, end
+
+if TYPE_CHECKING:
+    from dcls_jax.eval.metric import Settings
+    from dcls_jax.models import Backbone
+    from dcls_jax.models.published import Accuracy
+
+CHECKPOINT = "a .pth, .pth.tar, .pt, .bin or .safetensors file, a model hub's folder of these, or an Orbax folder"
+
+Model = Annotated[str, typer.Option("--model", "-m", help="A name that `dcls-jax models` lists.")]
+Dcls = Annotated[bool, typer.Option("--dcls", help="The model with DCLS, in its published setting.")]
+Weights = Annotated[
+    str,
+    typer.Option(
+        "--weights",
+        "-w",
+        help=f"A checkpoint: {CHECKPOINT}; or 'published' to download it.",
+    ),
+]
+NumClasses = Annotated[int, typer.Option(help="How many classes the checkpoint has.")]
+BatchSize = Annotated[int, typer.Option(help="Images at a time, over all devices.")]
+Out = Annotated[Path, typer.Option(help="The folder for results folders; the same command resumes there.")]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Count damaged records and go on.")]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The model that is evaluated, and how: the options of every evaluation."""
+
+    model: Model
+    weights: Weights = "published"
+    dcls: Dcls = False
+    num_classes: NumClasses = 1000
+    batch_size: BatchSize = 32
+    out: Out = Path("results")
+    skip_bad: SkipBad = False
+
+    @property
+    def name(self) -> str:
+        """What results call the model."""
+        return f"{self.model}_dcls" if self.dcls else self.model
+
+    def settings(self, folder: Path) -> "Settings":
+        """Those of a run with its results in that folder."""
+        from dcls_jax.eval.metric import Settings
+
+        return Settings(batch_size=self.batch_size, out=folder, skip_bad=self.skip_bad, name=self.name)
+
+    def build(self) -> "Backbone":
+        """The model with its weights."""
+        from dcls_jax.models import create_model
+
+        return create_model(self.model, dcls=self.dcls, num_classes=self.num_classes, weights=self.weights)
+
+    def accuracy(self) -> "Sequence[Accuracy]":
+        """What is said of the weights, where they are a published file."""
+        from dcls_jax.models.create import published_file
+
+        published = published_file(self.model, dcls=self.dcls, weights=self.weights)
+        return published.accuracy if published else ()
+
+
+def command(function: Callable[..., None]) -> Callable[..., None]:
+    """The function as a command, its compiled programs kept, which a signal ends once what is open is closed."""
+
+    @wraps(function)
+    def stoppable(*arguments: Any, **options: Any) -> None:
+        from dcls_jax.compilation import keep_compilations
+
+        keep_compilations()
+        try:
+            function(*arguments, **options)
+        except Stopped as signal:
+            end(signal.number)
+        finally:
+            at_work(False)
+
+    return stoppable

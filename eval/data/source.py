@@ -1,0 +1,75 @@
+"""What every source of samples can do, and any sequence as a source."""
+
+from collections.abc import Sequence
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
+
+from dcls_jax.eval.data.records import RecordError
+
+S_co = TypeVar("S_co", covariant=True)
+
+
+class Samples(Protocol[S_co]):
+    """Samples by number, read by several threads at once."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> S_co: ...
+
+
+@runtime_checkable
+class Source(Protocol[S_co]):
+    """Samples that know where they come from; one that cannot be read raises RecordError, which says where it is."""
+
+    @property
+    def damage(self) -> Sequence[str]:
+        """A line for each place that samples were lost at, which have no number."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> S_co: ...
+
+    def place(self, index: int, /) -> str:
+        """Where a sample is, as messages say it: the file, and its number there."""
+
+    def identity(self) -> Any:
+        """What tells these data from others, as JSON values: names and sizes of files."""
+
+
+class Listed(Generic[S_co]):
+    """Any sequence of samples as a source: it is told from others by its type and length alone."""
+
+    damage: Sequence[str] = ()
+
+    def __init__(self, samples: Samples[S_co]) -> None:
+        self._samples = samples
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, index: int) -> S_co:
+        return self._samples[index]
+
+    def place(self, index: int) -> str:
+        return f"sample {index}"
+
+    def identity(self) -> Any:
+        return {"samples": type(self._samples).__name__, "records": len(self)}
+
+
+@runtime_checkable
+class Located(Source[S_co], Protocol[S_co]):
+    """Samples with regions of their objects, `sample.regions` by class, that are counted without their pictures."""
+
+    def region_count(self, index: int, /) -> int:
+        """How many regions a sample has; one of those that cannot be read, so that it is met."""
+
+
+def as_source(samples: Samples[S_co]) -> Source[S_co]:
+    """The samples themselves where they are a source, else `Listed`."""
+    return samples if isinstance(samples, Source) else Listed(samples)
+
+
+def check_label(label: int, classes: int) -> None:
+    """Raise RecordError for a label that is none of the model's classes; whoever reads the sample says where it is."""
+    if not 0 <= label < classes:
+        raise RecordError(f"label {label}, but the model has classes 0 to {classes - 1}")

@@ -1,0 +1,57 @@
+"""Results side by side, as tables for the terminal."""
+
+from collections.abc import Sequence
+from itertools import groupby
+from textwrap import fill
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from dcls_jax.eval.cli import printable
+from dcls_jax.eval.metric import Result
+from dcls_jax.models.state_dicts import shortened
+
+_NARROW = 9  # characters of a number's column, unless a word is longer
+
+
+def results_table(results: Sequence[Result]) -> Table:
+    """One row per result of the same values, narrow enough for 80 columns, without the labels that all share."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    shared = _shared(results)
+    told_by = [name for name in results[0].labels if name not in shared]
+    for column in ("model", *told_by):
+        table.add_column(column, overflow="fold")
+    values = list(results[0].values)
+    for column in (
+        *(fill(name.replace("_", " "), _NARROW, break_long_words=False) for name in values),
+        "counted",
+        "left out",
+    ):
+        table.add_column(column, justify="right")
+    for r in results:
+        numbers = (f"{r.values[name]:.4f}" for name in values)
+        reasons = "\n".join(f"{number} {status}" for status, number in r.left_out.items())
+        row = r.name, *(r.labels[name] for name in told_by), *numbers, str(r.counted), reasons or "0"
+        table.add_row(*map(Text, row))  # names may look like markup
+    return table
+
+
+def _shared(results: Sequence[Result]) -> dict[str, str]:
+    """The labels that are alike in all results."""
+    return {name: of for name, of in results[0].labels.items() if all(r.labels[name] == of for r in results)}
+
+
+def print_results(results: Sequence[Result], console: Console | None = None) -> None:
+    """Print a table for each metric, and below them the first ten records that could not be read, and how many more.
+
+    Results of one metric that have other values, by its presets, have a table of their own.
+    """
+    console = Console() if console is None else console
+    for (title, *_), group in groupby(results, key=lambda result: (result.title, *result.values)):
+        alike = list(group)
+        console.print(Text(", ".join([title, *map(" ".join, _shared(alike).items())]), "italic"))
+        console.print(results_table(alike))
+    for line in shortened(dict.fromkeys(line for r in results for line in r.bad_records)):
+        console.print(f"bad: {printable(line)}", style="red", markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,57 @@
+"""Why a record counts, or does not: the status that travels with every score."""
+
+from collections.abc import Mapping
+from enum import StrEnum
+from functools import reduce
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+
+class Status(StrEnum):
+    """What became of a record, in the words of tables. Results folders hold their order: new ones go to the end."""
+
+    COUNTED = "counted"
+    CONSTANT = "constant map"
+    NOT_FINITE = "not finite"
+    EMPTY = "empty mask"
+    DIFFICULT = "difficult"
+    EASY = "not difficult"
+    TOO_LARGE = "too large"
+    SEVERAL = "several boxes"
+    UNREADABLE = "unreadable"
+    CONSTANT_HUMAN = "constant human map"
+
+    @property
+    def code(self) -> int:
+        """Its number in arrays, 0 for what counts."""
+        return _CODES[self]
+
+
+_CODES = {status: code for code, status in enumerate(Status)}
+
+
+class Scores(NamedTuple):
+    """What records reached: values (B, ...) by name, and the code of each record's status (B,), int8.
+
+    Values of records that do not count mean nothing. On the host, of one record, without the leading axis.
+    """
+
+    values: Mapping[str, Any]
+    status: Any
+
+
+def map_status(maps: ArrayLike, constant: Status = Status.CONSTANT) -> Array:
+    """Of maps (B, *space) the codes (B,): not finite, constant, or counted. constant: what a constant one is called."""
+    maps = jnp.asarray(maps)
+    space = tuple(range(1, maps.ndim))
+    finite, varies = jnp.isfinite(maps).all(space), maps.max(space) > maps.min(space)
+    code = jnp.where(varies, Status.COUNTED.code, constant.code)
+    return jnp.where(finite, code, Status.NOT_FINITE.code).astype(jnp.int8)
+
+
+def first_reason(*codes: Array) -> Array:
+    """Of several codes of each record the first that is not `COUNTED`."""
+    return reduce(lambda first, other: jnp.where(first != Status.COUNTED.code, first, other), codes)
