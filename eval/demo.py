@@ -1,8 +1,10 @@
 """The main job in miniature, offline: two small models and a drawn sample in ClickMe's format, both in the package."""
 
 import json
-from itertools import islice
+from dataclasses import replace
+from itertools import chain, islice
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -12,7 +14,10 @@ from PIL import Image
 
 from dcls_jax.cam import show_maps
 from dcls_jax.cam.maps import normalise
-from dcls_jax.eval import clickme
+from dcls_jax.eval import accuracy, clickme, faithfulness, localisation
+from dcls_jax.eval.data.clickme import ClickMe
+from dcls_jax.eval.data.regions import Region
+from dcls_jax.eval.metric import Result, Settings
 from dcls_jax.eval.results import check_writable
 from dcls_jax.eval.study import STUDY, study_maps
 from dcls_jax.files import write_bytes
@@ -22,6 +27,13 @@ from dcls_jax.models import Backbone, create_model, preprocess
 SAMPLE = Path(__file__).parent / "sample"
 NAMES = ("convnext", "convnext_dcls")
 CLASSES = 10
+FAITHFUL = {32: ("rise", "torch_cam_change", "adcc"), 8: ("road",)}  # presets by how many pictures they take
+WHERE: dict[str, localisation.Preset] = {
+    "pointing": replace(localisation.POINTING_PRESETS["torchray_voc"], data="the sample", classes=CLASSES),
+    "iba": localisation.INSIDE_PRESETS["iba"],
+    "masks": replace(localisation.MASK_PRESETS["voc_masks"], source="Outlines of the sample", classes=CLASSES),
+    "wsol": localisation.BOX_PRESETS["wsol"],
+}
 
 
 def sample_models() -> dict[str, Backbone]:
@@ -54,6 +66,71 @@ def run(out: Path, *, pictures: int = 2) -> list[clickme.Result]:
     ]
     draw(out / "maps.png", models, pictures)
     return results
+
+
+def suite(out: Path) -> list[Result]:
+    """Both models by every evaluation, of maps by both methods of the study; faithfulness on a part of the sample.
+
+    out: the folder for a results folder per evaluation; a killed run goes on where it stopped.
+    """
+    check_writable(out)
+    models, objects = sample_models(), SampleObjects()
+    accuracies = [
+        accuracy.evaluate(model, objects, Settings(out=out / f"accuracy-{name}", name=name))
+        for name, model in models.items()
+    ]
+    of_maps = [_of_maps(model, objects, name, method, out) for name, model in models.items() for method in STUDY]
+    return [*accuracies, *chain.from_iterable(zip(*of_maps, strict=True))]  # preset by preset
+
+
+def _of_maps(model: Backbone, objects: "SampleObjects", name: str, method: str, out: Path) -> list[Result]:
+    def settings(evaluation: str) -> Settings:
+        return Settings(out=out / f"{evaluation}-{name}-{method}", name=name)
+
+    results: list[Result] = [clickme.evaluate(model, SAMPLE, method=method, name=name, out=settings("clickme").out)]
+    results += localisation.evaluate(model, objects, settings("localisation"), method=method, presets=WHERE)
+    for count, presets in FAITHFUL.items():
+        some = [objects[index] for index in range(count)]
+        of = settings("-".join(("faithfulness", *presets)))
+        results += faithfulness.evaluate(model, some, of, method=method, presets=presets)
+    return results
+
+
+class SampleObjects:
+    """The sample with its objects as regions, for localisation: where the human heatmap is above half its maximum.
+
+    That heatmap is the drawn object, blurred, whose half is about the outline. The box is the least around that.
+    """
+
+    def __init__(self) -> None:
+        self._records = ClickMe(SAMPLE)
+        self.damage, self.place, self.identity = self._records.damage, self._records.place, self._records.identity
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> "SampleObject":
+        image, heatmap, label = self._records[index]
+        return SampleObject(image, label, heatmap)
+
+    def region_count(self, index: int) -> int:
+        """One: every picture has one object."""
+        return 1
+
+
+class SampleObject(NamedTuple):
+    """A picture of the sample: image (H, W, 3) uint8, label, and heatmap (H, W) uint8."""
+
+    image: np.ndarray
+    label: int
+    heatmap: np.ndarray
+
+    @property
+    def regions(self) -> dict[int, Region]:
+        """That of its object."""
+        mask = self.heatmap > self.heatmap.max() / 2
+        rows, columns = np.nonzero(mask)
+        return {self.label: Region(mask, np.array([[columns.min(), rows.min(), columns.max(), rows.max()]]))}
 
 
 def draw(path: Path, models: dict[str, Backbone], pictures: int) -> None:

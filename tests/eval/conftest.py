@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -41,15 +41,15 @@ def whole(shards: Path) -> clickme.Result:
     return tiny.evaluate(shards)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def run_tiny() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run tiny.py as a program of its own, on as many devices as there are here, or so many."""
 
     def run(
-        records: Path, out: Path | str = "", kill_after: str = "", devices: int = 8
+        records: Path, metrics: Sequence[str], out: Path | str = "", kill_after: str = "", devices: int = 8
     ) -> subprocess.CompletedProcess[str]:
         environment = os.environ | {"JAX_DEFAULT_MATMUL_PRECISION": "highest", "JAX_NUM_CPU_DEVICES": str(devices)}
-        command = [sys.executable, tiny.__file__, str(records), str(out), kill_after]
+        command = [sys.executable, tiny.__file__, str(records), str(out), kill_after, *metrics]
         return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
 
     return run

@@ -1,8 +1,6 @@
 """The ClickMe evaluation: the original loader, the study's scores, and everything that data can do to a run."""
 
 import json
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -172,39 +170,6 @@ def test_bad_records_are_counted_and_skipped(damaged: Path, tmp_path: Path) -> N
     assert (result.images, result.skipped, len(result.bad_records)) == (6, 0, 3)
     assert [line.split(", record ")[1][0] for line in result.bad_records] == ["2", "4", "8"]
     assert [sample.record for sample in clickme.load(damaged, skip_bad=True)] == [0, 1, 3, 5, 6, 7]
-
-
-def test_killed_run_resumes_to_the_bit(
-    shards: Path, tmp_path: Path, whole: clickme.Result, run_tiny: Callable[..., subprocess.CompletedProcess[str]]
-) -> None:
-    killed = run_tiny(shards, tmp_path / "run", kill_after="1")
-    assert killed.returncode == -9, killed.stderr
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
-        "lock",
-        "part-000000.npz",
-        "part-000001.npz.tmp",
-        "run.json",
-    ]
-    kept = (tmp_path / "run" / "part-000000.npz").stat().st_mtime_ns
-    resumed = tiny.evaluate(shards, out=tmp_path / "run")
-    np.testing.assert_array_equal(resumed.per_image, whole.per_image)
-    assert (tmp_path / "run" / "part-000000.npz").stat().st_mtime_ns == kept
-    assert (
-        json.loads((tmp_path / "run" / "summary.json").read_text())["results"]["aligned"]["alignment"]
-        == whole.alignment
-    )
-    assert not list((tmp_path / "run").glob("*.tmp"))
-
-
-def test_one_device_gives_the_same_scores_as_eight_and_no_tensorflow(
-    shards: Path, whole: clickme.Result, run_tiny: Callable[..., subprocess.CompletedProcess[str]]
-) -> None:
-    finished = run_tiny(shards, devices=1)
-    assert finished.returncode == 0, finished.stderr
-    output = json.loads(finished.stdout)
-    assert output["devices"] == 1
-    assert not output["tensorflow"]
-    np.testing.assert_allclose(output["scores"], whole.per_image, atol=1e-5)
 
 
 def test_wrong_arguments(shards: Path) -> None:

@@ -1,6 +1,7 @@
 """What the tests of eval/ share: a model that compiles at once, records in ClickMe's format, and one evaluation.
 
-Also a program, `python tiny.py RECORDS OUT KILL_AFTER`, which prints its scores or dies by SIGKILL after some parts.
+Also a program, `python tiny.py RECORDS OUT KILL_AFTER METRIC...`, which prints scores or dies by SIGKILL after some
+parts.
 """
 
 import io
@@ -8,7 +9,10 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +21,10 @@ from flax import nnx
 from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2
 
-from dcls_jax.eval import clickme
+from dcls_jax.eval import Settings, accuracy, clickme, faithfulness, localisation
+from dcls_jax.eval.data.clickme import ClickMe
+from dcls_jax.eval.data.regions import Region
+from dcls_jax.eval.metric import Result
 from dcls_jax.eval.results import Arrays, ResultsFolder
 from dcls_jax.models import Transform
 
@@ -73,6 +80,57 @@ def evaluate(paths: Path | list[Path], **options: object) -> clickme.Result:
     return clickme.evaluate(Tiny(), paths, **arguments)  # type: ignore[arg-type]
 
 
+class Object(NamedTuple):
+    image: np.ndarray
+    label: int
+    mask: np.ndarray
+
+    @property
+    def regions(self) -> dict[int, Region]:
+        rows, columns = np.nonzero(self.mask)
+        ends = np.array([[side.min(), side.max()] for side in (columns, rows) if side.size], int)
+        return {self.label: Region(self.mask, ends.T.reshape(-1, 4))}
+
+
+class Objects(ClickMe):
+    """The same records for metrics of labels and of regions: the object is where the heatmap is high."""
+
+    def __getitem__(self, index: int) -> Object:  # type: ignore[override]
+        image, heatmap, label = super().__getitem__(index)
+        return Object(image, label, heatmap > 190)
+
+
+POINTING = replace(localisation.POINTING_PRESETS["torchray_voc"], classes=10)
+METRICS: dict[str, Callable[[Any, Path, Settings], Sequence[Result]]] = {
+    "clickme": lambda model, paths, settings: clickme.evaluate_protocols(model, paths, ("aligned",), settings=settings),
+    "accuracy": lambda model, paths, settings: [accuracy.evaluate(model, Objects(paths), settings, k=(1, 3))],
+    "faithfulness": lambda model, paths, settings: faithfulness.evaluate(
+        model, ClickMe(paths), settings, presets=("group_cam_2021", "torch_cam_change", "adcc")
+    ),
+    "localisation": lambda model, paths, settings: localisation.evaluate(
+        model,
+        Objects(paths),
+        settings,
+        presets={"pointing": POINTING} | {name: localisation.PRESETS[name] for name in ("boxes", "iba", "wsol")},
+    ),
+}
+
+
+def measure(metric: str, paths: Path, **options: object) -> Sequence[Result]:
+    """One of METRICS of the tiny model."""
+    settings = Settings(**{"batch_size": 8, "progress": False} | options)  # type: ignore[arg-type]
+    return METRICS[metric](Tiny(), paths, settings)
+
+
+def scores_of(results: Sequence[Result]) -> dict[str, Any]:
+    """All that was found, as JSON values: status and scores by variant."""
+    return {
+        str(result.labels): {name: values.tolist() for name, values in result.scores.items()}
+        | {"status": result.status.tolist()}
+        for result in results
+    }
+
+
 def _die_after(parts: int) -> None:
     save = ResultsFolder.save
 
@@ -86,9 +144,8 @@ def _die_after(parts: int) -> None:
 
 
 if __name__ == "__main__":
-    records, out, kill_after = sys.argv[1:]
+    records, out, kill_after, *metrics = sys.argv[1:]
     if kill_after:
         _die_after(int(kill_after))
-    result = evaluate(Path(records), out=out or None)
-    scores = {"scores": result.per_image.tolist(), "devices": jax.device_count()}
-    print(json.dumps(scores | {"tensorflow": "tensorflow" in sys.modules}))
+    scores = {metric: scores_of(measure(metric, Path(records), out=out or None)) for metric in metrics}
+    print(json.dumps({"scores": scores, "devices": jax.device_count(), "tensorflow": "tensorflow" in sys.modules}))
