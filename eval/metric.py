@@ -75,6 +75,7 @@ class Metric(Generic[S, R]):
         where it is. Called in threads.
     step(model, records) -> {variant: Scores}: a pure function of arrays, jitted and cut among devices; see `Runner`.
     summarise(values) -> {name: value}: what is said of the values (n, ...) of the n records that count, n maybe 0.
+    held(model) -> what every device holds of it, and `step` is handed: the model with its kernels constructed.
     on_host, aside: see `OnHost`, and what is set aside of a sample for it.
     """
 
@@ -88,6 +89,7 @@ class Metric(Generic[S, R]):
     summarise: Callable[[Mapping[str, np.ndarray]], Mapping[str, float]]
     labels: Mapping[str, str] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
+    held: Callable[[Any], nnx.Module] = freeze
     on_host: OnHost | None = None
     aside: Callable[[S], Any] = lambda _: None
 
@@ -159,7 +161,7 @@ def run(metric: Metric[S, Any], model: Backbone, source: Source[S], settings: Se
 
 def runner_of(metric: Metric[S, Any], model: Backbone, source: Source[S], settings: Settings) -> Runner:
     """What computes the scores of all samples; see `run`."""
-    graph, state = nnx.split(freeze(model))
+    graph, state = nnx.split(metric.held(model))
     return Runner(
         lambda state, records: metric.step(nnx.merge(graph, state), records),
         state,
