@@ -79,6 +79,7 @@ class Metric(Generic[S, R]):
     prepare(sample) -> record, or a status that says why there is none; RecordError for a sample that is wrong, without
         where it is. Called in threads.
     step(model, records) -> {variant: Scores}: a pure function of arrays, jitted and cut among devices; see `Runner`.
+    held(model) -> what every device holds of it, and `step` is handed: the model with its kernels constructed.
     on_host, aside: see `OnHost`, and what is set aside of a sample for it.
     """
 
@@ -91,6 +92,7 @@ class Metric(Generic[S, R]):
     step: Callable[[Any, R], Any]
     labels: Mapping[str, str] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
+    held: Callable[[Any], nnx.Module] = freeze
     on_host: OnHost | None = None
     aside: Callable[[S], Any] = lambda _: None
 
@@ -164,7 +166,7 @@ def run(metric: Metric[S, Any], model: Backbone, source: Source[S], settings: Se
 
 def runner_of(metric: Metric[S, Any], model: Backbone, source: Source[S], settings: Settings) -> Runner:
     """What computes the scores of all samples; see `run`."""
-    graph, state = nnx.split(freeze(model))
+    graph, state = nnx.split(metric.held(model))
     return Runner(
         lambda state, records: metric.step(nnx.merge(graph, state), records),
         state,

@@ -56,6 +56,12 @@ def test_what_all_rows_share_stands_in_the_title() -> None:
     assert lines[3].split() == ["model", "alignment", "spearman", "counted", "left", "out"]
 
 
+def test_one_model_stands_in_the_title_of_several_rows() -> None:
+    lines = printed([result("convnext_tiny", protocol, [0.5], [COUNTED]) for protocol in ("aligned", "published")], 80)
+    assert lines[0] == "ClickMe human alignment, model convnext_tiny, method grad_cam"
+    assert [line.split()[0] for line in lines[5:7]] == ["aligned", "published"]
+
+
 def test_progress_without_a_terminal_is_lines(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tiny.evaluate(shards, progress=True)
     assert capsys.readouterr().err.startswith("20/20 records, ")
