@@ -34,7 +34,7 @@ def randomise(
     Raises ValueError for another order, and for a model that is not what `build` makes, such as a frozen or fused one.
     Adebayo et al. 2018, arXiv 1810.03292, section 3.
     """
-    layers, random = layers_of(model), random_twin(model, key, build)
+    random, layers = random_twin(model, key, build)
     steps = schedule(len(layers), order)
     return ((name, mixture(model, random, layers, chosen)) for name, chosen in zip(layers, steps, strict=True))
 
@@ -48,7 +48,10 @@ def schedule(layers: int, order: Order) -> np.ndarray:
 
 
 def layers_of(model: nnx.Module) -> dict[str, list[Path]]:
-    """What is random in each layer, from the head down; see `randomise`."""
+    """What is random in each layer, from the head down; see `randomise`.
+
+    A model that is none of this package's should be as its constructor made it: a copy knows no order of definition.
+    """
     paths = [*_leaves(model)]
     upwards = model.chain() if isinstance(model, Backbone) else _parts(model, paths)
     order = ["head", *reversed(upwards)]
@@ -85,19 +88,23 @@ def _dotted(path: Path) -> str:
     return ".".join(map(str, path))
 
 
-def random_twin(model: M, key: Array, build: Callable[[nnx.Rngs], M] | None = None) -> M:
-    """A random model of the same structure and dtypes, where the model is. Raises ValueError as `randomise`."""
-    twin = (_own_build(model) if build is None else build)(nnx.Rngs(key))
-    check_alike(model, twin, "what build makes")
+def random_twin(model: M, key: Array, build: Callable[[nnx.Rngs], M] | None = None) -> tuple[M, dict[str, list[Path]]]:
+    """A random model of the same structure and dtypes, where the model is, and its layers.
+
+    Raises ValueError as `randomise`.
+    """
+    built = (_own_build(model) if build is None else build)(nnx.Rngs(key))
+    check_alike(model, built, "what build makes")
     graph, state = nnx.split(model)
-    values = _leaves(twin)
+    values = _leaves(built)
 
     def fresh(path: Path, leaf: nnx.Variable) -> nnx.Variable:
         if path not in values:
             return leaf
         return leaf.replace(jax.device_put(values[path].get_value().astype(leaf.dtype), leaf.get_value().sharding))
 
-    return nnx.merge(graph, nnx.from_flat_state((path, fresh(path, leaf)) for path, leaf in nnx.to_flat_state(state)))
+    twin = nnx.merge(graph, nnx.from_flat_state((path, fresh(path, leaf)) for path, leaf in nnx.to_flat_state(state)))
+    return twin, layers_of(built)
 
 
 def _own_build(model: M) -> Callable[[nnx.Rngs], M]:

@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from dcls_jax.cam import METHODS, options_of
+from dcls_jax.cam import METHODS, channel_sum, options_of
 from dcls_jax.cam.masks import chosen_convention
 from dcls_jax.cam.model import output_of
 from dcls_jax.eval.data.labelled import Record, Sample, blank_record, check_classes, record_of
@@ -84,10 +84,10 @@ def evaluate(
     left out as such. The result "mean" is that of each picture's average over the steps at which it counts.
     Raises as `metric.run`, `randomise` and `similarity` do, and ValueError for an unknown method or layer.
     """
-    layers, other = layers_of(model), random_twin(model, jax.random.key(seed), build)
+    other, layers = random_twin(model, jax.random.key(seed), build)
     steps = dict(zip(layers, schedule(len(layers), order), strict=True))
     labels, options = {"method": method, "order": order, "preset": preset}, {"layer": layer, "seed": seed}
-    return _compare(model, other, samples, settings, steps, labels, options)
+    return _compare(model, other, layers, samples, settings, steps, labels, options)
 
 
 def label_randomisation(
@@ -106,15 +106,17 @@ def label_randomisation(
     it does, and ValueError for models of different parameters. Adebayo et al. 2018, arXiv 1810.03292, section 3.
     """
     check_alike(model, shuffled, "shuffled")
-    steps = {SHUFFLED: np.ones(len(layers_of(model)), bool)}
+    layers = layers_of(model)
+    steps = {SHUFFLED: np.ones(len(layers), bool)}
     labels, options = {"method": method, "preset": preset}, {"layer": layer}
-    (result,) = _compare(model, shuffled, samples, settings, steps, labels, options)
+    (result,) = _compare(model, shuffled, layers, samples, settings, steps, labels, options)
     return result
 
 
 def _compare(
     model: Backbone,
     other: Backbone,
+    layers: Layers,
     samples: Samples[Sample],
     settings: Settings,
     steps: Mapping[str, np.ndarray],
@@ -128,8 +130,7 @@ def _compare(
     transform = settings.transform_of(model)
     classes = classes_of(model, transform)
     check_classes(samples, classes)
-    key = {"key": jax.random.key(0)} if "key" in options_of(method) else {}  # every image gets the same noise
-    maps_of = partial(_maps, method=method, options={"layer": options["layer"], **key}, predicted=rule.predicted)
+    maps_of = partial(_maps, method=method, layer=options["layer"], predicted=rule.predicted)
     sanity = Metric(
         name="sanity",
         title="Similarity to the trained model's maps",
@@ -137,7 +138,7 @@ def _compare(
         variants=dict.fromkeys([*steps, *([MEAN] if len(steps) > 1 else [])], _summary),
         blank=blank_record(transform),
         prepare=partial(record_of, transform=transform, classes=classes),
-        step=partial(_scores, layers=layers_of(model), steps=steps, maps_of=maps_of, rule=rule),
+        step=partial(_scores, layers=layers, steps=steps, maps_of=maps_of, rule=rule),
         labels=labels,
         options=options,
         held=lambda model: _Pair(model, other),
@@ -149,10 +150,14 @@ def _summary(values: Mapping[str, np.ndarray]) -> dict[str, float]:
     return {name: mean(values[name]) for name in MEASURES if name in values}
 
 
-def _maps(model: Backbone, records: Record, *, method: str, options: Mapping[str, Any], predicted: bool) -> Array:
+def _maps(model: Backbone, records: Record, *, method: str, layer: str | None, predicted: bool) -> Array:
     """Maps (B, H, W) of the label, or of the class that this model predicts."""
-    targets = output_of(model, records.image).argmax(-1) if predicted else records.label
-    return at_size(METHODS[method](model, records.image, targets, **options), records.image.shape[1:3])
+    images = records.image
+    targets = output_of(model, images).argmax(-1) if predicted else records.label
+    # Every image gets the same noise; of guided gradients, which have a map for each colour, the sum is taken.
+    options = {"key": jax.random.key(0), "reduce": channel_sum}
+    known = {name: option for name, option in options.items() if name in options_of(method)}
+    return at_size(METHODS[method](model, images, targets, layer=layer, **known), images.shape[1:3])
 
 
 def _scores(

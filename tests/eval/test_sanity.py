@@ -113,7 +113,8 @@ def test_other_models_are_built_by_what_is_given() -> None:
             self.blocks = nnx.List([nnx.Linear(3, 3, rngs=rngs) for _ in range(11)])
             self.scale = nnx.Param(jax.random.normal(rngs.params(), (3,)))
 
-    names = [name for name, _ in sanity.randomise(Blocks(nnx.Rngs(0)), key=KEY, build=Blocks)]
+    copied = nnx.merge(*nnx.split(Blocks(nnx.Rngs(0))))  # as loaded weights are: attributes are in alphabetical order
+    names = [name for name, _ in sanity.randomise(copied, key=KEY, build=Blocks)]
     assert names == ["scale", *(f"blocks.{i}" for i in range(10, -1, -1)), "stem"]
 
 
@@ -200,6 +201,14 @@ def test_entropy_is_compared_when_all_is_random() -> None:
     rises = [sanity.entropy_rise(*(map_of(m, *SAMPLES[i]) for m in (tiny.Tiny(), copy))) for i in VARIED]
     np.testing.assert_allclose(all_random.scores["entropy_rise"][VARIED], rises, atol=2e-3)
     assert all({*result.values} == {*MEASURES} for result in run(order="independent"))
+
+
+@pytest.mark.parametrize("method", ["random_cam", "guided_backprop"])
+def test_methods_with_random_numbers_and_with_a_map_for_each_colour(method: str) -> None:
+    *_, mean = run(method=method)
+    assert mean.counted + sum(mean.left_out.values()) == len(SAMPLES)
+    assert mean.counted >= len(VARIED)
+    assert all(np.isfinite(mean.values[name]) for name in MEASURES)
 
 
 def test_what_does_not_fit_is_named() -> None:
