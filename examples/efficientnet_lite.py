@@ -22,8 +22,8 @@ from jax import Array
 from PIL import Image
 
 from dcls_jax import Conv
-from dcls_jax.cam import explain_all, show_maps
-from dcls_jax.eval import faithfulness
+from dcls_jax.cam import explain, explain_all, show_maps
+from dcls_jax.eval import faithfulness, sanity
 from dcls_jax.models import imagenet_classes, load_weights
 from dcls_jax.models.checkpoints import Rename
 
@@ -165,9 +165,25 @@ def main(photographs: Sequence[Path], out: Path) -> None:
     for name, of_method in maps.items():
         for curve in (faithfulness.deletion, faithfulness.insertion):
             areas = faithfulness.auc(curve(model, images, of_method, labels))
-            print(f"{name}, area under the {curve.__name__} curve: {', '.join(f'{area:.3f}' for area in areas)}")
+            print(f"{name}, area under the {curve.__name__} curve: {listed(areas)}")
+    forget(model, images, labels)
     show_maps(pictures, maps, row_titles=titles).save(out)
     print(f"picture: {out}")
+
+
+def forget(model: EfficientNetLite0, images: Array, labels: Array) -> None:
+    """Print how alike the maps of networks are in which all is random from the head down to some layer."""
+    trained = explain(model, images, labels, size=SIZE)
+    copies = sanity.randomise(model, key=jax.random.key(0), build=lambda rngs: EfficientNetLite0(rngs=rngs))
+    for layer, random in copies:
+        if layer in ("fc", "blocks.15", "conv_stem"):
+            maps = explain(random, images, labels, size=SIZE)
+            alike = jax.vmap(sanity.similarity)(trained, maps)["spearman"]
+            print(f"grad_cam, correlation with itself when all is random down to {layer}: {listed(alike)}")
+
+
+def listed(numbers: Array) -> str:
+    return ", ".join(f"{number:.3f}" for number in numbers)
 
 
 if __name__ == "__main__":

@@ -113,5 +113,6 @@ def test_the_example_draws_the_photographs_of_scikit_learn(trained, tmp_path, mo
     assert "china.jpg: bell cote 23." in said
     assert "flower.jpg: daisy 15." in said
     assert "grad_cam, area under the insertion curve: 0." in said
+    assert "when all is random down to conv_stem: " in said
     with Image.open(tmp_path / "real.png") as picture:
         assert np.asarray(picture).std() > 20
