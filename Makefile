@@ -11,22 +11,22 @@ demo: .venv/installed
 test: .venv/installed
 	$(BIN)/python -m pytest -n auto --dist worksteal
 
-# The tests against PyTorch, and those against recorded numbers, compiled as for users. What would replace torch by
-# another build comes without its dependencies.
+# The tests against PyTorch, those against recorded numbers, compiled as for users, and what `make test` leaves out. What
+# would replace torch by another build comes without its dependencies.
 ORIGINALS = $(shell $(BIN)/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['parity'])")
 ALONE := torchvision% timm% grad-cam%
 
 parity: .venv/installed
 	$(BIN)/python -m pip install --quiet $(filter-out $(ALONE),$(ORIGINALS))
 	$(BIN)/python -m pip install --quiet --no-deps $(filter $(ALONE),$(ORIGINALS))
-	DCLS_JAX_TEST_OPTIMISED=1 $(BIN)/python -m pytest -n auto --dist loadfile -m "parity or optimised"
+	DCLS_JAX_TEST_OPTIMISED=1 $(BIN)/python -m pytest -n auto --dist loadfile -m "parity or optimised or slow"
 
 # The native kernels under the address and undefined behaviour sanitizers; needs g++.
 SANITIZED = build/sanitized/_kernels.so
 SANITIZERS = $(shell $(CXX) -print-file-name=libasan.so) $(shell $(CXX) -print-file-name=libstdc++.so)
 
 sanitize: $(SANITIZED)
-	LD_PRELOAD="$(SANITIZERS)" ASAN_OPTIONS=detect_leaks=0 $(BIN)/python -m pytest -n 0 -k native \
+	LD_PRELOAD="$(SANITIZERS)" ASAN_OPTIONS=detect_leaks=0 $(BIN)/python -m pytest -n 0 -m "not package" -k native \
 		--native-library $(SANITIZED) tests/test_lowerings.py tests/test_transformations.py tests/eval/test_rank.py
 
 $(SANITIZED): .venv/installed
@@ -38,7 +38,7 @@ $(SANITIZED): .venv/installed
 package: .venv/installed
 	$(BIN)/python -m pytest -m package
 
-# Commands killed at random moments and run again; half an hour. KILLS: how many.
+# Commands killed at random moments and run again; ten minutes on two quiet cores. KILLS: how many.
 KILLS ?= 100
 
 torture: .venv/installed
@@ -52,12 +52,12 @@ SUBSET ?=
 lowest: .venv/installed
 	$(BIN)/uv venv --quiet --allow-existing --python $(PYTHON) .venv-lowest
 	$(UV) .venv-lowest/bin/python --resolution lowest-direct --editable ".[test]"
-	.venv-lowest/bin/python -m pytest -n auto --dist worksteal $(SUBSET)
+	.venv-lowest/bin/python -m pytest -n auto --dist worksteal -m "not package" $(SUBSET)
 
 newest: .venv/installed
 	$(BIN)/uv venv --quiet --allow-existing --python $(NEWEST_PYTHON) .venv-newest
 	$(UV) .venv-newest/bin/python --upgrade --editable ".[test]"
-	.venv-newest/bin/python -m pytest -n auto --dist worksteal $(SUBSET)
+	.venv-newest/bin/python -m pytest -n auto --dist worksteal -m "not package" $(SUBSET)
 
 lint: .venv/installed
 	$(BIN)/ruff check .

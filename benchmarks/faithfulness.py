@@ -112,9 +112,8 @@ def main() -> None:
     from tests.torch_models import constructed, torch_model
 
     original = torch_model(given.model, given.dcls, seed=0)
-    model = create_model(given.model, dcls=given.dcls)
-    load_weights(model, original.state_dict())
-    model, peer = freeze(model), constructed(original).to(memory_format=torch.channels_last)
+    model = freeze(load_weights(create_model(given.model, dcls=given.dcls), original.state_dict()))
+    peer = constructed(original).to(memory_format=torch.channels_last)
     size = model.transform.crop
     rng = np.random.default_rng(0)
     images = rng.standard_normal((given.images, size, size, 3), np.float32)

@@ -1,6 +1,7 @@
 """Pictures side by side under their titles, as a file or in a notebook."""
 
 import os
+import warnings
 import zlib
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from dcls_jax.cam.pictures import as_picture
+from dcls_jax.files import write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -78,27 +80,27 @@ class Grid:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the grid in the format that the suffix names; it appears under its name only when complete.
 
-        Raises ValueError for another suffix than .png, .pdf, .svg, .jpg and .jpeg.
+        Raises ValueError for another suffix than .png, .pdf, .svg, .jpg and .jpeg, and OSError, which names the path.
         """
         target = Path(path)
         kind = target.suffix[1:].lower()
         if kind not in FORMATS:
             raise ValueError(f"path (={str(path)!r}) must end in one of {', '.join('.' + known for known in FORMATS)}")
-        unfinished = target.with_name(f".{target.name}.partial")
-        unfinished.write_bytes(self._file(kind))
-        os.replace(unfinished, target)
+        write_bytes(target, self._file(kind))
 
     def _repr_png_(self) -> bytes:
         return self.png()
 
     def _file(self, kind: str) -> bytes:
         file = BytesIO()
-        canvas = _drawn(self)
-        if kind in ("pdf", "svg"):
-            canvas.vectors().savefig(file, format=kind, dpi=canvas.dpi)
-        else:
-            options = QUICK if kind == "png" else {"format": "JPEG", "quality": 95}
-            canvas.pixels().save(file, dpi=(canvas.dpi, canvas.dpi), **options)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a box stands for it
+            canvas = _drawn(self)
+            if kind in ("pdf", "svg"):
+                canvas.vectors().savefig(file, format=kind, dpi=canvas.dpi)
+            else:
+                options = QUICK if kind == "png" else {"format": "JPEG", "quality": 95}
+                canvas.pixels().save(file, dpi=(canvas.dpi, canvas.dpi), **options)
         return file.getvalue()
 
 

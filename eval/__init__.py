@@ -3,7 +3,7 @@
 from etils import epy
 
 with epy.lazy_api_imports(globals()):  # a rank correlation needs no reader of records
-    from dcls_jax.eval import accuracy, clickme, faithfulness, localisation
+    from dcls_jax.eval import accuracy, clickme, faithfulness, localisation, sanity
     from dcls_jax.eval.data.records import RecordError, write_records
     from dcls_jax.eval.metric import Settings
     from dcls_jax.eval.rank import average_ranks, spearman
@@ -18,6 +18,7 @@ __all__ = [
     "clickme",
     "faithfulness",
     "localisation",
+    "sanity",
     "spearman",
     "write_records",
 ]

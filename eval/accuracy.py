@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,22 +11,12 @@ from jax.typing import ArrayLike
 
 from dcls_jax.cam import programs
 from dcls_jax.cam.model import output_of
-from dcls_jax.eval.data.folder import Folder
-from dcls_jax.eval.data.source import Samples, as_source, check_label
-from dcls_jax.eval.frames import picture_of
+from dcls_jax.eval.data.labelled import Sample, blank_record, check_classes, record_of
+from dcls_jax.eval.data.source import Samples, as_source
 from dcls_jax.eval.metric import Metric, Result, Settings, classes_of, means, run
 from dcls_jax.eval.status import Scores, Status
-from dcls_jax.models import Backbone, Transform
+from dcls_jax.models import Backbone
 from dcls_jax.models.published import Accuracy
-
-Sample = tuple[Any, ...]  # image and label, whatever follows
-
-
-class Record(NamedTuple):
-    """The image as the model sees it, and the label; of a batch, (B, ...)."""
-
-    image: Any
-    label: Any
 
 
 def label_ranks(logits: ArrayLike, labels: ArrayLike) -> Array:
@@ -85,17 +75,14 @@ def evaluate(
 ) -> Result:
     """`top_k` of samples on all devices of all hosts, resumable; its values are "top_1", "top_5".
 
-    samples: image and label each, and whatever follows, such as `data.folder.Folder`. An image is of Pillow, an array
-    (H, W, 3) uint8 or the path of a file; `settings.transform` makes what the model sees of it.
+    samples: see `data.labelled.Sample`, such as `data.folder.Folder` has.
     published: figures to show beside, as "top_1_authors".
     Raises as `metric.run` does, and ValueError for k, and folders, that do not fit the model's classes.
     """
     transform = settings.transform_of(model)
     classes = classes_of(model, transform)
     _check_k(k, classes)
-    if isinstance(samples, Folder) and len(samples.classes) != classes:
-        found = len(samples.classes)
-        raise ValueError(f"samples are a folder of {found} classes, expected the model's {classes}")
+    check_classes(samples, classes)
     name = f"{transform.resize}/{transform.crop}"
     accuracy = Metric(
         name="accuracy",
@@ -103,18 +90,12 @@ def evaluate(
         variant="transform",
         variants={name: partial(_summary, published=published)},
         options={"k": list(k)},
-        blank=Record(np.zeros((transform.crop, transform.crop, 3), np.float32), np.zeros((), np.int32)),
-        prepare=partial(_record, transform=transform, classes=classes),
+        blank=blank_record(transform),
+        prepare=partial(record_of, transform=transform, classes=classes),
         step=lambda model, records: {name: _hits(output_of(model, records.image), records.label, k)},
     )
     (result,) = run(accuracy, model, as_source(samples), settings)
     return result
-
-
-def _record(sample: Sample, *, transform: Transform, classes: int) -> Record:
-    image, label, *_ = sample
-    check_label(label, classes)
-    return Record(transform(picture_of(image)), np.asarray(label, np.int32))
 
 
 def _hits(logits: Array, labels: Array, k: Sequence[int]) -> Scores:

@@ -18,13 +18,15 @@ from dcls_jax.eval import accuracy, clickme, faithfulness, localisation
 from dcls_jax.eval.data.clickme import ClickMe
 from dcls_jax.eval.data.regions import Region
 from dcls_jax.eval.metric import Result, Settings
-from dcls_jax.eval.results import check_writable, write_bytes
+from dcls_jax.eval.results import check_writable
 from dcls_jax.eval.study import STUDY, study_maps
+from dcls_jax.files import write_bytes
 from dcls_jax.layers import DclsConfig
 from dcls_jax.models import Backbone, create_model, preprocess
 
 SAMPLE = Path(__file__).parent / "sample"
 NAMES = ("convnext", "convnext_dcls")
+SHUFFLED = "convnext_shuffled"
 CLASSES = 10
 FAITHFUL = {32: ("rise", "torch_cam_change", "adcc"), 8: ("road",)}  # presets by how many pictures they take
 WHERE: dict[str, localisation.Preset] = {
@@ -37,18 +39,24 @@ WHERE: dict[str, localisation.Preset] = {
 
 def sample_models() -> dict[str, Backbone]:
     """The two ConvNeXts of the sample, by name, as examples/train_sample.py made them."""
-    models = {}
-    for name in NAMES:
-        config = json.loads((SAMPLE / f"{name}.json").read_text())["config"]
-        setting = config.pop("dcls")
-        models[name] = create_model(
-            "convnext_tiny",
-            dcls=DclsConfig(**setting) if setting else False,
-            weights=SAMPLE / name,
-            num_classes=CLASSES,
-            **config,
-        )
-    return models
+    return {name: _trained(name, SAMPLE / name) for name in NAMES}
+
+
+def shuffled_model() -> Backbone:
+    """The "convnext" that learned 200 pictures with shuffled labels by heart, for `sanity.label_randomisation`."""
+    return _trained(SHUFFLED, SAMPLE / f"{SHUFFLED}.safetensors")
+
+
+def _trained(name: str, weights: Path) -> Backbone:
+    config = json.loads((SAMPLE / f"{name}.json").read_text())["config"]
+    setting = config.pop("dcls")
+    dcls = DclsConfig(**setting) if setting else False
+    return create_model("convnext_tiny", dcls=dcls, weights=weights, num_classes=CLASSES, **config)
+
+
+def sample_pictures() -> list[tuple[np.ndarray, int]]:
+    """The sample's 128 pictures (224, 224, 3) uint8, and their labels."""
+    return [(sample.image.astype(np.uint8), sample.label) for sample in clickme.load(SAMPLE)]
 
 
 def run(out: Path, *, pictures: int = 2) -> list[clickme.Result]:

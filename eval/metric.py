@@ -25,6 +25,7 @@ from dcls_jax.eval.runner import OnHost, Results, Runner
 from dcls_jax.eval.status import Scores, Status
 from dcls_jax.freezing import freeze
 from dcls_jax.models import Backbone, Transform
+from dcls_jax.models.state_dicts import shortened
 
 P = TypeVar("P")  # a preset
 S = TypeVar("S")  # a sample, as its source has it
@@ -78,6 +79,7 @@ class Metric(Generic[S, R]):
     prepare(sample) -> record, or a status that says why there is none; RecordError for a sample that is wrong, without
         where it is. Called in threads.
     step(model, records) -> {variant: Scores}: a pure function of arrays, jitted and cut among devices; see `Runner`.
+    held(model) -> what every device holds of it, and `step` is handed: the model with its kernels constructed.
     on_host, aside: see `OnHost`, and what is set aside of a sample for it.
     """
 
@@ -90,6 +92,7 @@ class Metric(Generic[S, R]):
     step: Callable[[Any, R], Any]
     labels: Mapping[str, str] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
+    held: Callable[[Any], nnx.Module] = freeze
     on_host: OnHost | None = None
     aside: Callable[[S], Any] = lambda _: None
 
@@ -136,6 +139,8 @@ def run(metric: Metric[S, Any], model: Backbone, source: Source[S], settings: Se
     read, unless they are skipped), OSError (`settings.out` cannot be written), ResultsError (it holds another run's
     results, or damaged ones, or a run is at work there).
     """
+    if not len(source) and source.damage:
+        raise RecordError("\n  ".join(["there are no records to evaluate", *shortened(source.damage)]))
     runner = runner_of(metric, model, source, settings)
     identity = {"arguments": _arguments(metric, model, settings), "data": source.identity()} | runner.identity()
     with nullcontext() if settings.out is None else ResultsFolder(settings.out, identity) as folder:
@@ -161,7 +166,7 @@ def run(metric: Metric[S, Any], model: Backbone, source: Source[S], settings: Se
 
 def runner_of(metric: Metric[S, Any], model: Backbone, source: Source[S], settings: Settings) -> Runner:
     """What computes the scores of all samples; see `run`."""
-    graph, state = nnx.split(freeze(model))
+    graph, state = nnx.split(metric.held(model))
     return Runner(
         lambda state, records: metric.step(nnx.merge(graph, state), records),
         state,

@@ -20,7 +20,8 @@ from dcls_jax.cam.grids import QUICK
 from dcls_jax.cam.maps import Combine
 from dcls_jax.cam.styles import Style, check_style
 from dcls_jax.compilation import compiler_options
-from dcls_jax.eval.results import check_writable, write_bytes, write_file, write_json
+from dcls_jax.eval.results import check_writable, write_json
+from dcls_jax.files import write_bytes, write_file
 from dcls_jax.models import Backbone, imagenet_classes
 from dcls_jax.models.transform import opened, upright
 

@@ -16,13 +16,14 @@ import zlib
 from collections.abc import Callable, Iterator
 from os import PathLike
 from pathlib import Path
-from typing import Any, BinaryIO, Self, cast
+from typing import Any, Self, cast
 
 import jax
 import numpy as np
 
 from dcls_jax.eval.hosts import together
 from dcls_jax.eval.locks import ResultsError, hold
+from dcls_jax.files import write_bytes, write_file
 from dcls_jax.models.locks import now
 from dcls_jax.models.state_dicts import shortened
 
@@ -165,22 +166,3 @@ def check_writable(folder: Path, size: int = 4096) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(there)) from error
-
-
-def write_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Let `write` fill a file that appears under its name only when complete; OSError names it, a full disk's too."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with temporary.open("wb") as file:
-            write(file)
-        os.replace(temporary, path)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise OSError(error.errno, error.strerror, str(path)) from error
-        raise
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file that appears under its name only when complete."""
-    write_file(path, lambda file: file.write(content))

@@ -174,7 +174,8 @@ def _orders(maps: Array, shares: tuple[float, ...], key: Array) -> tuple[Array, 
     """Values (2, B, H, W) for morf and lerf, and limits (2, P, B) below which pixels are kept."""
     batch, *size = maps.shape
     noise = jax.random.normal(key, tuple(size))
-    flat = (unit_range(maps, SPACE, epsilon=1e-5) + 1e-4 * noise).reshape(batch, -1)
+    # The original adds 1e-5 to the range, so that the noise alone orders the pixels of maps of small values.
+    flat = (unit_range(maps, SPACE) + 1e-4 * noise).reshape(batch, -1)
     # Sums that rounding makes equal fall in the order of their noise, as they would in the original's float64.
     from_most = places(flat, jnp.broadcast_to(noise.reshape(-1), flat.shape)).reshape(maps.shape)
     pixels = size[0] * size[1]

@@ -45,7 +45,7 @@ def infidelity(
     phi = jnp.asarray(attributions)
     if phi.shape != x.shape:
         raise ValueError(f"attributions have shape {phi.shape}, expected that of the images, {x.shape}")
-    check_finite("attributions", phi)
+    check_finite("attributions of ", phi)
     fixed = {"perturb": perturb, "samples": samples, "normalise": normalise, "chunk": chunk}
     return run(_infidelity, model, x, phi.astype(jnp.float32), known, as_key(key), **fixed)
 

@@ -23,11 +23,12 @@ CHUNK = 32  # versions of images that a model sees at a time, unless told otherw
 
 
 def checked_images(model: Any, images: ArrayLike, targets: Targets | None) -> tuple[Array, Any]:
-    """Images (B, H, W, C), and targets as a pytree. Raises ValueError where model, images and targets do not fit."""
+    """Images (B, H, W, C), and targets as a pytree. Raises ValueError where they and the model do not fit."""
     check_splits(model)
     x = jnp.asarray(images)
     if x.ndim != 4 or not len(x):
         raise ValueError(f"images have shape {x.shape}, expected (B, H, W, C) with B at least 1")
+    check_finite("", x)
     leaves, structure = jax.tree.flatten(model)
     output = _output(structure, leaf_types(model, leaves), jax.typeof(x))
     check_targets_fit(targets, output, optional=False)
@@ -46,16 +47,16 @@ def checked_maps(maps: ArrayLike, images: Array) -> Array:
     given = jnp.asarray(maps)
     if given.ndim != 3 or len(given) != len(images) or not given.size:
         raise ValueError(f"maps have shape {given.shape}, expected ({len(images)}, h, w), one for each image")
-    check_finite("maps", given)
+    check_finite("maps of ", given)
     return given.astype(jnp.float32)
 
 
-def check_finite(name: str, values: Array) -> None:
-    """Raise ValueError for values (B, ...) that are not finite; of traced ones nothing can be seen."""
+def check_finite(what: str, values: Array) -> None:
+    """Raise ValueError where values (B, ...), "maps of " say, are not finite; of traced ones nothing can be seen."""
     if not is_traced(values):
         finite = np.asarray(jnp.isfinite(values).all(tuple(range(1, values.ndim))))
         if not finite.all():
-            raise ValueError(f"{name} of {listed(np.flatnonzero(~finite))} are not finite: leave these images out")
+            raise ValueError(f"{what}{listed(np.flatnonzero(~finite))} are not finite: leave these images out")
 
 
 def check_positive(**numbers: int) -> None:

@@ -26,10 +26,8 @@ def raw_study_maps(model: Model, images: ArrayLike, labels: Targets, *, method: 
     """
     if method not in STUDY:
         raise ValueError(f"method (={method!r}) is not in the study, which has {', '.join(STUDY)}")
-    images = jnp.asarray(images)
-    maps: Array = METHODS[method](model, images, labels)
-    channels: int = jax.eval_shape(lambda model, x: model.features(x), model, images).shape[-1]
-    return maps / channels
+    maps: Array = METHODS[method](model, jnp.asarray(images), labels, reduce=lambda terms: terms.mean(-1))
+    return maps
 
 
 def study_maps(

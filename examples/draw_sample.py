@@ -8,7 +8,6 @@ same way, over clutter: nothing but one outline tells the class. The "human" hea
 
 import argparse
 import colorsys
-import os
 from collections.abc import Iterable
 from io import BytesIO
 from pathlib import Path
@@ -214,9 +213,7 @@ def write_sample(folder: Path, *, count: int = 128, shards: int = 2, seed: int =
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"val-{shard}.tfrecords" for shard in range(shards)]
     for path, indices in zip(paths, np.array_split(np.arange(count), shards), strict=True):
-        partial = path.with_name(f"{path.name}.partial")
-        write_records(partial, (encode_example(draw("sample", int(index), seed=seed)) for index in indices))
-        os.replace(partial, path)  # a shard under its name is complete
+        write_records(path, (encode_example(draw("sample", int(index), seed=seed)) for index in indices))
     return paths
 
 

@@ -5,6 +5,12 @@ those of `nnx.Rngs(seed)`. A run that was killed goes on from its last checkpoin
 
     python examples/train_sample.py convnext eval/sample --work results/train/convnext
     python examples/train_sample.py convnext_dcls eval/sample --work results/train/convnext_dcls
+
+A model that learns shuffled labels by heart sees nothing in pictures that tells a class, and its maps should show it
+(`dcls_jax.eval.sanity.label_randomisation`). Its weights are kept in half precision:
+
+    python examples/train_sample.py convnext eval/sample --work results/train/convnext_shuffled \
+        --shuffled 200 --steps 400 --small-steps 0
 """
 
 import argparse
@@ -13,6 +19,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -28,10 +35,11 @@ from jax import Array
 from jax.typing import ArrayLike
 from orbax.checkpoint import v1 as ocp
 from PIL import Image
+from safetensors.numpy import save_file
 
 from dcls_jax import DclsConfig, Positions
 from dcls_jax.eval import clickme, write_records
-from dcls_jax.models import Backbone, Transform, create_model, save_weights
+from dcls_jax.models import Backbone, Transform, create_model, save_weights, state_dict
 from dcls_jax.training import clamp_positions, optimiser
 
 Batch = tuple[np.ndarray, np.ndarray]  # images (B, side, side, 3), labels (B,); also one of each
@@ -53,7 +61,8 @@ class Recipe:
 
     The first `small_steps` see pictures of 160 x 160 pixels, with one or two distractors, at half the cost: the object
     must be seen before it can be found. The rest see pictures like the evaluation's. position_spread: how far apart
-    the elements of DCLS kernels start, as a multiple of the package's initialisation.
+    the elements of DCLS kernels start, as a multiple of the package's initialisation. shuffled: how many pictures are
+    seen, over and over, with their labels shuffled among them; 0 for ever new ones with their own labels.
     """
 
     steps: int = 1600
@@ -65,6 +74,7 @@ class Recipe:
     position_spread: float = 5.0
     save_every: int = 50
     seed: int = 0
+    shuffled: int = 0
 
 
 # ----- Data ----------------------------------------------------------------------------------------------------------
@@ -72,16 +82,30 @@ class Recipe:
 
 def training_batches(recipe: Recipe, start: int) -> Iterator[Batch]:
     """A run's batches from step `start` on, small pictures first, drawn by two threads while the model computes."""
+    labels = shuffled_labels(recipe.shuffled, seed=recipe.seed)
 
-    def load(index: int) -> Batch:
-        size = SMALL if index < recipe.small_steps * recipe.batch_size else SIZE
+    def drawn(index: int, size: int) -> Batch:
         picture = draw("train", index, seed=recipe.seed, size=size)
         edge = (size - min(size, CROP)) // 2
         return picture.image[edge : size - edge, edge : size - edge], np.array(picture.label)
 
+    known = cache(drawn)  # pictures that come again are drawn once
+
+    def load(index: int) -> Batch:
+        size = SMALL if index < recipe.small_steps * recipe.batch_size else SIZE
+        if not len(labels):
+            return drawn(index, size)
+        number = index % len(labels)
+        return known(number, size)[0], labels[number]
+
     pictures = grain.MapDataset.range(start * recipe.batch_size, recipe.steps * recipe.batch_size)
     options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
     return iter(pictures.map(load).batch(recipe.batch_size).to_iter_dataset(options))
+
+
+def shuffled_labels(count: int, *, seed: int) -> np.ndarray:
+    """The labels of the first pictures in another order, (count,)."""
+    return np.random.default_rng(seed).permutation(np.arange(count) % len(CLASSES))
 
 
 def accuracy(model: Backbone, records: Path | list[Path], batch_size: int = 32) -> float:
@@ -203,15 +227,20 @@ def main() -> None:
         pictures = (draw("held_out", index, seed=recipe.seed) for index in range(options.held_out))
         write_records(records, map(encode_example, pictures))
         score = accuracy(model, records)
-    print(f"{options.model}: accuracy on {options.held_out} held-out pictures {score:.2%}")
-    save_weights(model, options.folder / options.model)
+    name = f"{options.model}_shuffled" if recipe.shuffled else options.model
+    print(f"{name}: accuracy on {options.held_out} held-out pictures {score:.2%}")
+    if recipe.shuffled:
+        halves = {key: array.astype(np.float16) for key, array in state_dict(model).items()}
+        save_file(halves, options.folder / f"{name}.safetensors")
+    else:
+        save_weights(model, options.folder / name)
     report = {
         "config": config | {"dcls": config["dcls"] and dataclasses.asdict(config["dcls"])},
         "recipe": dataclasses.asdict(recipe),
         "held_out": {"pictures": options.held_out, "accuracy": score},
         "history": history,
     }
-    (options.folder / f"{options.model}.json").write_text(json.dumps(report, indent=1) + "\n")
+    (options.folder / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

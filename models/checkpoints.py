@@ -31,7 +31,8 @@ V = TypeVar("V")
 StateDict = Mapping[str, np.ndarray]
 
 _PREFIXES = ("module", "_orig_mod", "model")  # of DataParallel, torch.compile and Lightning
-_COUNTERS = ("num_batches_tracked", "total_ops", "total_params")  # of batch norms, and of profilers such as thop
+# of batch norms, of profilers such as thop, and of averaged models
+_COUNTERS = ("num_batches_tracked", "total_ops", "total_params", "n_averaged")
 _TORCH_LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 _SAVED = (nnx.Param, nnx.BatchStat)
 _HUGE = 1e10  # what no weight or statistic of a sound model is beyond
@@ -53,7 +54,7 @@ def load_weights(
     source: a .pth, .pth.tar, .pt or .bin (needs the torch extra) or .safetensors file, a folder of a model hub with
     one of these or with shards and their index, an Orbax folder written by `save_weights`, or a state dict of arrays
     or tensors, which are copied. Keys may be the original repository's, timm's or the DCLS study's, under the prefixes
-    of wrappers that the model has no part of the name of; counters of batches and of profilers are left out.
+    of wrappers that the model has no part of the name of; counters of batches, profilers and averages are left out.
     swap_positions: exchange the axes of 2-D positions, for v0 checkpoints trained with `dcls` 0.0.2 to 0.0.5.
     new_head: leave the checkpoint's classifier out; the model keeps its own, if it has one.
 
@@ -61,7 +62,7 @@ def load_weights(
     misshapen and mistyped keys, ten of each, and positions that should be shared but differ. Raises FileNotFoundError,
     and OSError where a file cannot be opened. Warns of weights that are not finite or larger than 1e10.
     """
-    if isinstance(source, Mapping):
+    if not isinstance(source, str | PathLike):
         found, ours = flat_state_dict(source, "the state dict"), False
     else:
         path = absolute(source)
@@ -224,7 +225,10 @@ def _with_leaves(model: M, leaves: Mapping[Path, np.ndarray]) -> M:
 
     def value(path: Path, leaf: nnx.Variable) -> Array:
         sharding = getattr(leaf.get_value(), "sharding", None)
-        array = jnp.array(leaves[path], leaf.dtype) if path in leaves else jnp.copy(leaf.get_value())
+        if path in leaves:  # NumPy copies and converts; JAX would compile a program for each shape
+            array = jnp.asarray(np.array(leaves[path], leaf.dtype), leaf.dtype)
+        else:
+            array = jnp.copy(leaf.get_value())
         return jax.device_put(array, sharding) if isinstance(sharding, NamedSharding) else array
 
     with np.errstate(over="ignore"):  # `load_weights` warns of what is too large

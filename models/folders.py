@@ -21,7 +21,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from dcls_jax.models.locks import hold
-from dcls_jax.models.state_dicts import CheckpointError, reason
+from dcls_jax.models.state_dicts import HUB, CheckpointError, reason, shortened
 
 _MARKER = "_CHECKPOINT_METADATA"
 _ENTRIES = {_MARKER, "orbax.checkpoint", "commit_success.txt", "state"}
@@ -29,7 +29,9 @@ _SILENCE = 0.2  # seconds after which threads have said what they have to say of
 
 
 def absolute(path: str | os.PathLike[str]) -> pathlib.Path:
-    """The path from the root, ~ being the user's home."""
+    """The path from the root, ~ being the user's home. Raises ValueError for a URL."""
+    if re.match(r"[a-z][a-z0-9+.-]+:/", os.fspath(path)):
+        raise ValueError(f"{os.fspath(path)} is a URL, expected a path")
     return pathlib.Path(os.path.expanduser(path)).absolute()
 
 
@@ -91,8 +93,8 @@ def _write(
             raise OSError(f"the checkpoint {folder} could not be written: {reason(error)}") from error
         if check is not None:
             check(beside / "new")
-        check_replaceable(folder)  # so much time later
         if first:
+            check_replaceable(folder)  # so much time later
             if folder.exists():
                 folder.rename(beside / "old")
             (beside / "new").rename(folder)
@@ -111,7 +113,8 @@ def _held(folder: pathlib.Path, beside: pathlib.Path) -> Iterator[None]:
     with open(lock):
         try:
             _put_back(folder, beside)
-            shutil.rmtree(beside / "new", ignore_errors=True)
+            for unfinished in beside.glob("new*"):  # Orbax has a longer name until it is complete
+                shutil.rmtree(unfinished, ignore_errors=True)
             yield
         finally:
             _put_back(folder, beside)
@@ -191,8 +194,8 @@ def _put_back(folder: pathlib.Path, beside: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def _plain(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    """The folder, or a link to it for as long as Orbax needs, which takes some characters of a path for patterns."""
-    if not re.search(r"[][*?\\]", folder.as_posix()):
+    """The folder, or a link to it for as long as Orbax needs, to which some characters and names have a meaning."""
+    if re.fullmatch(r"[\w /.,+=~-]*", folder.as_posix()) and "orbax-checkpoint-tmp" not in folder.name:
         yield folder
         return
     with tempfile.TemporaryDirectory() as place:
@@ -209,8 +212,11 @@ def read_tree(folder: pathlib.Path) -> dict[str, np.ndarray]:
         with _plain(folder) as place, _said_once():
             tree = ocp.load(place)
     except Exception as error:  # orbax raises many kinds for what is one thing to the user
-        no_hub = "" if is_checkpoint(folder) else ", nor has it the files of a model hub"
-        raise CheckpointError(f"{folder} is not a readable Orbax checkpoint{no_hub}: {reason(error)}") from error
+        if not is_checkpoint(folder):
+            has = ", ".join(shortened(sorted(path.name for path in folder.iterdir()), 3)) or "nothing"
+            expected = f"an Orbax checkpoint, or {' or '.join(HUB)} in it"
+            raise CheckpointError(f"{folder} is no checkpoint: it has {has}, expected {expected}") from error
+        raise CheckpointError(f"{folder} is not a readable Orbax checkpoint: {reason(error)}") from error
     if not isinstance(tree, Mapping | list | tuple):
         raise CheckpointError(f"{folder} holds a single {type(tree).__name__}, expected arrays by name")
     return {".".join(path): np.asarray(leaf) for path, leaf in _flat(tree)}

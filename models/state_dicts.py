@@ -20,7 +20,13 @@ _WRAPPERS = (  # averaged weights before the last ones
     "module",
     "net",
 )
-_HUB = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+_NO_WEIGHTS = {  # by how such files begin
+    b"version https://git-lfs": "a pointer of Git LFS; fetch the file itself, with git lfs pull",
+    b"\x1f\x8b": "compressed by gzip; uncompress it first",
+    b"<": "a web page or other markup; download the file itself",
+}
+_NESTED = 5  # wrappers at most; a pickled dict may hold itself
+HUB = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _SAFETENSORS: dict[str, Any] = {
     "BOOL": np.bool_,
     "BF16": jnp.bfloat16,
@@ -38,7 +44,7 @@ class CheckpointError(ValueError):
 
 def hub_file(folder: pathlib.Path) -> pathlib.Path | None:
     """The weights in a folder as model hubs have it: one file, or the index of several."""
-    return next((folder / name for name in _HUB if (folder / name).exists()), None)
+    return next((folder / name for name in HUB if (folder / name).exists()), None)
 
 
 def read_state_dict(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -52,11 +58,11 @@ def read_state_dict(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 def flat_state_dict(loaded: Any, source: str) -> dict[str, np.ndarray]:
     """A state dict out of its wrappers, each value as a numpy array. Raises CheckpointError, which names `source`."""
-    while isinstance(loaded, Mapping) and (inner := _inner(loaded)):
-        loaded = inner
+    for _ in range(_NESTED):
+        loaded = _inner(loaded) or loaded
     if not isinstance(loaded, Mapping):
-        raise CheckpointError(f"{source} holds a {_type(loaded)}, expected a state dict")
-    strange = [key for key, value in loaded.items() if getattr(value, "shape", None) is None]
+        raise CheckpointError(f"{source} is a {_type(loaded)}, expected arrays by name")
+    strange = [key for key, value in loaded.items() if not _has_shape(value)]
     if loaded and len(strange) == len(loaded):
         has = ", ".join(shortened(map(str, loaded), 3))
         raise CheckpointError(f"{source} holds no state dict, bare or under {', '.join(_WRAPPERS)}; it has {has}")
@@ -68,9 +74,18 @@ def flat_state_dict(loaded: Any, source: str) -> dict[str, np.ndarray]:
     return {key: _array(value, key, source) for key, value in loaded.items()}
 
 
-def _inner(loaded: Mapping[str, Any]) -> Mapping[str, Any] | None:
+def _inner(loaded: Any) -> Mapping[str, Any] | None:
+    if not isinstance(loaded, Mapping):
+        return None
     inner = (loaded.get(wrapper) for wrapper in _WRAPPERS)
     return next((it for it in inner if isinstance(it, Mapping) and it), None)
+
+
+def _has_shape(value: Any) -> bool:
+    try:
+        return getattr(value, "shape", None) is not None
+    except Exception:  # of a tensor that has none yet, which `_array` names
+        return True
 
 
 def _array(value: Any, key: str, source: str) -> np.ndarray:
@@ -98,24 +113,30 @@ def _plain(tensor: Any) -> Any:
 
 
 def _read(path: pathlib.Path) -> Any:
-    _check_file(path)
-    return _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    start = _checked_start(path)
+    # Of a safetensors file of any name the length of a JSON object is the first number.
+    return _read_safetensors(path) if path.suffix == ".safetensors" or start[8:9] == b"{" else _read_torch(path)
 
 
-def _check_file(path: pathlib.Path) -> None:
+def _checked_start(path: pathlib.Path) -> bytes:
+    """The first bytes of a file. Raises CheckpointError, which says what it is, if that is known to be none."""
     if not path.is_file():  # to open a pipe is to wait for who writes to it
         raise CheckpointError(f"{path} is not a regular file")
     with path.open("rb") as file:
-        if not file.read(1):
-            raise CheckpointError(f"{path} is empty")
+        start = file.read(50)
+    if not start:
+        raise CheckpointError(f"{path} is empty")
+    if what := next((what for first, what in _NO_WEIGHTS.items() if start.startswith(first)), None):
+        raise CheckpointError(f"{path} is {what}")
+    return start
 
 
 def _read_shards(index: pathlib.Path) -> dict[str, Any]:
-    _check_file(index)
+    _checked_start(index)
     try:
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
         shards = [index.with_name(name) for name in names]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{index} is not an index of weights: expected JSON with a weight_map of keys") from error
     arrays: dict[str, Any] = {}
     for shard in shards:

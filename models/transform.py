@@ -8,12 +8,22 @@ from stat import S_ISREG
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 if TYPE_CHECKING:
     from dcls_jax.models.backbone import Backbone
 
 _LONG = 16  # times as long as wide: no longer resized whole
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SAYING = "exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"  # where Pillow finds an orientation
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -53,8 +63,13 @@ class Transform:
         return rows.reshape(pixels.shape)
 
     def framed(self, image: Image.Image) -> Image.Image:
-        """The part of a picture that the model sees, crop x crop pixels, in the picture's mode."""
+        """The part of a picture that the model sees, crop x crop pixels, in the picture's mode.
+
+        Raises ValueError for a picture without pixels.
+        """
         image = _turned(image)
+        if 0 in image.size:
+            raise ValueError(f"image has size {image.size}, expected a pixel at least")
         width, height = self.resized(*image.size)
         left, top = round((width - self.crop) / 2), round((height - self.crop) / 2)
         right, bottom = left + self.crop, top + self.crop
@@ -96,11 +111,16 @@ def _eight_bits(values: np.ndarray, mode: str) -> np.ndarray:
 
 
 def _turned(image: Image.Image) -> Image.Image:
+    """The picture as its orientation says, which is then no longer said; `ImageOps.exif_transpose` needs sound EXIF."""
     try:
-        turn = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # whatever Pillow meets in damaged EXIF, which does not keep the picture from being seen
         return image
-    return ImageOps.exif_transpose(image) if turn else image
+    if turn is None:
+        return image
+    turned = image.transpose(turn)
+    turned.info = {key: value for key, value in turned.info.items() if key not in _SAYING}
+    return turned
 
 
 def _is_float32(number: float) -> bool:

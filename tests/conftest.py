@@ -1,5 +1,6 @@
 """Settings and helpers of all tests."""
 
+import gc
 import itertools
 import os
 import signal
@@ -30,9 +31,18 @@ jax.config.update("jax_num_cpu_devices", 8)  # of this process; what shards is t
 DATA = Path(__file__).parent / "data"
 
 
+def slow(*values: Any) -> Any:
+    """A case that `make parity` runs, and `make test` leaves out."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 # Options with which programs are compiled in a fifth of the time, to run slower. XLA's own passes, fusion among them,
-# are the same; fused loops are written by its older generator, and LLVM does not optimise.
-_QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+# are the same; fused loops are written by its older generator, and LLVM does not optimise, all in one piece.
+_QUICK = {
+    "xla_backend_optimization_level": 0,
+    "xla_cpu_use_fusion_emitters": False,
+    "xla_cpu_parallel_codegen_split_count": 1,
+}
 _options: dict[str, object] = {}  # for the test that runs
 
 
@@ -56,15 +66,22 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_finish() -> None:
+    """What is imported lives to the end: garbage is not looked for in it, nor as often as tracing makes objects."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Compile quickly all but the tests against PyTorch, or against another process.
 
-    With DCLS_JAX_TEST_OPTIMISED=1 all are compiled as for users; `make parity` does so, and runs those marked
-    `optimised` too, which compare with recorded numbers.
+    With DCLS_JAX_TEST_OPTIMISED=1 those marked `optimised`, which compare with recorded numbers, are compiled as for
+    users too; `make parity` does so.
     """
-    as_for_users = any(item.get_closest_marker(name) for name in ("as_for_users", "parity"))
+    as_for_users = ["as_for_users", "parity"] + ["optimised"] * ("DCLS_JAX_TEST_OPTIMISED" in os.environ)
     _options.clear()
-    if not as_for_users and "DCLS_JAX_TEST_OPTIMISED" not in os.environ:
+    if not any(item.get_closest_marker(name) for name in as_for_users):
         _options.update(_quick_options())
 
 
@@ -105,35 +122,38 @@ def strict():
         yield
 
 
-# Random numbers come from NumPy: jax.random compiles a program for each shape, which takes a second.
+# Random numbers come from NumPy, in their dtype: JAX compiles a program for each shape, to draw and to convert.
+
+
+def array(numbers: Any, dtype: Any) -> jax.Array:
+    """An array on the device, without a program."""
+    return jnp.asarray(np.asarray(numbers).astype(dtype), dtype)
 
 
 def normal(*shape: int, seed: int = 0) -> jax.Array:
     """Standard normal numbers."""
-    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
+    return array(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
 
 
 def initialiser(seed: int) -> Callable[..., jax.Array]:
     """LeCun's normal initialiser, for `kernel_init` and `bias_init`; each call draws on."""
     rng = np.random.default_rng(seed)
-    return lambda key, shape, dtype, *_: jnp.asarray(rng.standard_normal(shape) / np.sqrt(np.prod(shape[:-1])), dtype)
+    return lambda key, shape, dtype, *_: array(rng.standard_normal(shape) / np.sqrt(np.prod(shape[:-1])), dtype)
 
 
 def random_model(build: Callable[[], nnx.Module], seed: int = 0) -> nnx.Module:
     """The model that `build` makes, with all its parameters and statistics random, and none of its initialisers run."""
     rng, keys = np.random.default_rng(seed), itertools.count(seed)
 
-    def value(path: tuple[str | int, ...], leaf: nnx.Variable) -> jax.Array | np.ndarray:
+    def value(path: tuple[str | int, ...], leaf: nnx.Variable) -> jax.Array:
         if isinstance(leaf, nnx.RngKey):
             return jax.random.key(next(keys))
         if isinstance(leaf, nnx.RngCount):
-            return np.zeros((), np.uint32)
+            return array(0, leaf.dtype)
         if leaf.ndim < 2 and path[-1] not in ("bias", "mean"):
-            return rng.uniform(0.5, 1.5, leaf.shape)  # scales and variances
-        return rng.standard_normal(leaf.shape) / np.sqrt(np.prod(leaf.shape[:-1]))
+            return array(rng.uniform(0.5, 1.5, leaf.shape), leaf.dtype)  # scales and variances
+        return array(rng.standard_normal(leaf.shape) / np.sqrt(np.prod(leaf.shape[:-1])), leaf.dtype)
 
     graph, state = nnx.split(nnx.eval_shape(build))
-    leaves = [
-        (path, leaf.replace(jnp.asarray(value(path, leaf), leaf.dtype))) for path, leaf in nnx.to_flat_state(state)
-    ]
+    leaves = [(path, leaf.replace(value(path, leaf))) for path, leaf in nnx.to_flat_state(state)]
     return nnx.merge(graph, nnx.from_flat_state(leaves))

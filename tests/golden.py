@@ -12,9 +12,10 @@ from safetensors.numpy import load_file
 
 from dcls_jax import DclsConfig
 from dcls_jax.models import Backbone, create_model
-from tests.conftest import DATA
+from tests.conftest import DATA, slow
 
 FOLDER = DATA / "golden"
+PEERS = [slow("convnext_base"), "convnext_dcls_v1", slow("resnet_base"), "resnet_dcls_v1"]  # those with `peer_maps`
 CASES = json.loads((FOLDER / "index.json").read_text())
 
 

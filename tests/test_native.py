@@ -98,6 +98,7 @@ def test_exported_programs_run_anywhere(assert_close):
     assert_close(exported.call(x, kernel), convolve(x, kernel), 1e-5)
 
 
+@pytest.mark.slow
 def test_nothing_that_auto_takes_on_a_cpu_can_wait_for_ever():
     """XLA's FFT can: with jaxlib 0.11.2 the gradient step of a small ConvFormer never ended without native kernels."""
     program = """

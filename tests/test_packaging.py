@@ -1,6 +1,7 @@
 """What is built and shipped, by `make package`: for whom a wheel is, and that the source distribution is all of it."""
 
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -84,8 +85,13 @@ def test_everything_is_installed_under_the_packages_name(wheel: Path) -> None:
         "py.typed",
     ):
         assert f"dcls_jax/{file}" in names
-    assert "](docs/" not in metadata  # a relative address leads nowhere where the description is shown
     assert "Classifier: Typing :: Typed" in metadata
+    _, description = metadata.split("\n\n", 1)
+    assert description.startswith("# dcls_jax\n")
+    # A relative address leads nowhere where the description is shown, and its picture would be a broken one.
+    addresses = re.findall(r"\]\(([^)]*)\)|(?:src|href)=\"([^\"]*)\"|^\[.*\]: *(\S+)", description, re.M)
+    assert addresses
+    assert not [address for each in addresses for address in each if not re.match(r"https://|#|$", address)]
 
 
 def test_a_wheel_holds_every_module(checkout: Path, wheel: Path) -> None:

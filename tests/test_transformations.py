@@ -12,12 +12,13 @@ from jax.sharding import PartitionSpec as P
 
 from dcls_jax import construct_kernel, depthwise_conv
 from dcls_jax.methods import LOWERINGS
-from tests.conftest import normal, random_model
+from tests.conftest import normal, random_model, slow
 from tests.models.small import MODELS, small
 
 pytestmark = pytest.mark.usefixtures("strict")
 
 MESHES = [AxisType.Auto, AxisType.Explicit]
+ALONG = ["batch", slow("channels"), "both"]  # "both" divides what each of the others does
 SPREADS = {  # of image and kernel
     "batch": (P("a"), P()),
     "channels": (P(None, None, None, "a"), P(None, None, "a")),
@@ -71,7 +72,10 @@ def put(mesh, *pairs):
     return [jax.device_put(array, NamedSharding(mesh, spec)) for array, spec in pairs]
 
 
-@pytest.mark.parametrize("spread", SPREADS)
+@pytest.mark.parametrize(
+    "spread",
+    [*ALONG, "channels of the kernel", slow("channels of the image"), slow("batch, channels of the kernel")],
+)
 @pytest.mark.parametrize("kind", MESHES)
 def test_each_device_convolves_its_own_images_and_channels(method, kind, spread, expected, assert_equal):
     mesh = two_axes(kind)
@@ -124,7 +128,7 @@ def test_pixels_and_cells_stay_together(kind):
 
 
 @pytest.mark.parametrize("kind", MESHES)
-@pytest.mark.parametrize("spread", ["batch", "channels", "both"])
+@pytest.mark.parametrize("spread", ALONG)
 def test_shard_map_knows_what_varies(method, kind, spread, expected, assert_equal):
     mesh, specs = two_axes(kind), SPREADS[spread]
     summed = tuple(name for name in ("a", "b") if any(name in spec for spec in specs))
@@ -150,14 +154,21 @@ def test_shard_map_over_some_axes(method, expected, assert_equal):
     assert_equal(jax.jit(mapped)(*arguments), expected)
 
 
+SEVERAL = X.reshape(4, 2, 7, 9, 16), jnp.stack([K, -K, 2 * K, K])
+
+
+@pytest.fixture(scope="module")
+def expected_of_several():
+    return jax.jit(jax.vmap(partial(step, method="direct")))(*SEVERAL)
+
+
 @pytest.mark.parametrize("kind", MESHES)
-def test_vmap_over_a_sharded_axis(method, kind, assert_equal):
+def test_vmap_over_a_sharded_axis(method, kind, expected_of_several, assert_equal):
     mesh = two_axes(kind)
     each = jax.vmap(partial(step, method=method))
-    xs, kernels = X.reshape(4, 2, 7, 9, 16), jnp.stack([K, -K, 2 * K, K])
     with jax.set_mesh(mesh):
-        sharded = put(mesh, (xs, P("a")), (kernels, P("a")))
-        assert_equal(jax.jit(each)(*sharded), jax.jit(jax.vmap(partial(step, method="direct")))(xs, kernels))
+        sharded = put(mesh, *((array, P("a")) for array in SEVERAL))
+        assert_equal(jax.jit(each)(*sharded), expected_of_several)
 
 
 @pytest.mark.parametrize("transform", ["remat", "disable_jit", "export", "x64", "scan"])
@@ -197,7 +208,7 @@ def test_programs_that_differ_in_their_padding_alone_are_told_apart():
 
 
 @pytest.mark.parametrize("version", ["v0", "v1", "max", "gauss"])
-@pytest.mark.parametrize("dims", [1, 2, 3])
+@pytest.mark.parametrize("dims", [slow(1), 2, slow(3)])
 def test_kernels_sharded_over_their_outputs(version, dims, assert_equal):
     weight, positions = normal(8, 2, 3), normal(dims, 8, 2, 3, seed=1)
     sigma = (jnp.abs(positions),) if version in ("max", "gauss") else ()
@@ -223,7 +234,7 @@ def test_kernels_sharded_over_their_outputs(version, dims, assert_equal):
     assert_equal(jax.jit(mapped)(*arguments), expected)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [slow(name) if name != "caformer_s18" else name for name in MODELS])
 def test_models_train_on_every_mesh(name, assert_equal):
     model = random_model(lambda: small(name))
     images = normal(8, 32, 32, 3)

@@ -2,9 +2,9 @@
 
     python tests/torture.py [--kills 100] [--seed 0]
 
-On the sample in the package and one of its models; half of the kills each, by SIGKILL: in turn at any moment from
-Python's first to its last, and when so many files are there. Ends with an error at the first run that does not end with
-the same digits, or leaves a file behind.
+On half of the sample in the package and one of its models; half of the kills each, by SIGKILL, two in a row before a
+run may end: at any moment from Python's first to its last, and when so many files are there. Those that come too late
+do not count. Ends with an error at the first run that does not end with the same digits, or leaves a file behind.
 """
 
 import argparse
@@ -17,12 +17,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 
 from dcls_jax.eval.demo import SAMPLE, sample_models
-from dcls_jax.models import load_weights, state_dict
+from dcls_jax.models import Backbone, load_weights, state_dict
 
 MODEL = "convnext"
 # The command line as it is, but for the models it knows, of which none is as small as the sample's.
@@ -32,12 +33,13 @@ from dcls_jax.eval import cli
 def command():
     import dcls_jax.models
     from dcls_jax.eval import commands, demo
+    demo.NAMES = [{MODEL!r}]
     dcls_jax.models.create_model = lambda *_, **__: demo.sample_models()[{MODEL!r}]
     commands.app()
 
 cli.run(command)
 """
-EVALUATE = ["eval", "clickme", str(SAMPLE), "--model", "convnext_tiny", "--batch-size", "8"]
+EVALUATE = ["eval", "clickme", str(SAMPLE / "val-0.tfrecords"), "--model", "convnext_tiny", "--batch-size", "8"]
 CONVERT = ["convert", str(SAMPLE / MODEL)]
 
 
@@ -48,8 +50,9 @@ def main() -> None:
     options = parser.parse_args()
     rng = random.Random(options.seed)
     for name, command, result in (("eval clickme", evaluation, scores), ("convert", conversion, weights)):
-        with tempfile.TemporaryDirectory() as folder:
-            torture(name, command, result, Path(folder), options.kills // 2, rng)
+        folder = Path(tempfile.mkdtemp())
+        torture(name, command, result, folder, options.kills // 2, rng)
+        shutil.rmtree(folder)
 
 
 def torture(
@@ -64,24 +67,25 @@ def torture(
     start = time.monotonic()
     finish(command(folder / "whole"))
     seconds, expected = time.monotonic() - start, result(folder / "whole")
-    files = count(folder / "whole")
-    halfway = 0
-    for kill in range(kills):
-        out = folder / "out"
+    files, out = count(folder / "whole"), folder / "out"
+    done = halfway = 0
+    while done < kills:
         out.mkdir()
-        moment = rng.uniform(0, seconds)
-        kill_at(command(out), out, moment if kill % 2 else math.inf, files if kill % 2 else rng.randint(1, files))
-        halfway += count(out) > 0
-        if name != "convert" or not (out / "weights").exists():  # killed once it was done
+        moments = [(rng.uniform(0, seconds), math.inf), (math.inf, rng.randint(1, files))]
+        for moment in rng.sample(moments, 2):
+            if done < kills and not (out / "weights").exists():  # a conversion that was killed once it was done
+                killed = kill_at(command(out), out, *moment)
+                done, halfway = done + killed, halfway + (killed and count(out) > 0)
+        if not (out / "weights").exists():
             finish(command(out))
         found = result(out)
         same = found.keys() == expected.keys() and all(
             np.array_equal(found[key], value, equal_nan=True) for key, value in expected.items()
         )
         if not same:
-            raise SystemExit(f"{name}, kill {kill} after {moment:.2f} s: the result differs; it is in {out}")
+            raise SystemExit(f"{name}, killed after (seconds, files) {moments}: the result differs; it is in {out}")
         shutil.rmtree(out)
-    print(f"{name}: {kills} kills within {seconds:.1f} s, {halfway} after a first file; all ended as undisturbed")
+    print(f"{name}: {done} kills within {seconds:.1f} s, {halfway} after a first file; all ended as undisturbed")
 
 
 def evaluation(out: Path) -> list[str]:
@@ -104,11 +108,16 @@ def conversion(out: Path) -> list[str]:
 
 def weights(out: Path) -> dict[str, np.ndarray]:
     assert [path.name for path in out.iterdir()] == ["weights"], sorted(out.iterdir())
-    return dict(state_dict(load_weights(sample_models()[MODEL], out / "weights")))
+    return dict(state_dict(load_weights(model(), out / "weights")))
+
+
+@cache
+def model() -> Backbone:
+    return sample_models()[MODEL]
 
 
 def start(command: list[str]) -> subprocess.Popen[str]:
-    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1"}
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1"}  # compiled programs are kept, as always
     arguments = [sys.executable, "-c", COMMAND, *command]
     return subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -120,13 +129,15 @@ def finish(command: list[str]) -> None:
         raise SystemExit(f"{' '.join(command)} ended with {process.returncode}:\n{errors}")
 
 
-def kill_at(command: list[str], out: Path, seconds: float, files: int) -> None:
-    """Kill a command after so many seconds or with so many files there, unless it is done before."""
+def kill_at(command: list[str], out: Path, seconds: float, files: int | float) -> bool:
+    """Kill a command after so many seconds, or with so many files there and one new; whether it was not done before."""
+    files = max(files, count(out) + 1)
     process, begun = start(command), time.monotonic()
     while process.poll() is None and time.monotonic() - begun < seconds and count(out) < files:
         time.sleep(0.001)
     process.kill()
     process.communicate()
+    return process.returncode < 0
 
 
 def count(folder: Path) -> int:

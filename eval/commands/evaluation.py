@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from dcls_jax.eval.cli import at_work, printable
-from dcls_jax.eval.commands.options import Subject, command
+from dcls_jax.eval.commands.options import Pictures, Subject, command, labelled
 
 if TYPE_CHECKING:
     from dcls_jax.eval.metric import Result, Settings
@@ -104,17 +104,12 @@ def _clickme(
 def _accuracy(
     subject: Subject,
     settings: "Settings",
-    pictures: Annotated[
-        Path | None,
-        typer.Argument(help="A folder with one of pictures for each class; else ImageNet's validation split of TFDS."),
-    ] = None,
+    pictures: Pictures = None,
 ) -> Sequence["Result"]:
     """How often a model is right, at once or in five guesses, beside what was published of its weights."""
     from dcls_jax.eval import accuracy
-    from dcls_jax.eval.data.folder import Folder
-    from dcls_jax.eval.data.imagenet import ImageNet
 
-    samples = ImageNet() if pictures is None else Folder(pictures)
+    samples = labelled(pictures)
     return [accuracy.evaluate(subject.build(), samples, settings, published=subject.accuracy())]
 
 
@@ -165,3 +160,24 @@ def _localisation(
     chosen = localisation.check_choice(method, names(presets) or PRESETS_OF[data])
     samples = source_of(data, pictures, annotations)
     return localisation.evaluate(subject.build(), samples, settings, method=method, presets=chosen)
+
+
+@evaluation("sanity")
+def _sanity(
+    subject: Subject,
+    settings: "Settings",
+    pictures: Pictures = None,
+    method: Annotated[str, typer.Option(help="Any method that `dcls-jax cam` has.")] = "grad_cam",
+    order: Annotated[
+        Literal["cascading", "independent"], typer.Option(help="A layer and all above it are random, or it alone.")
+    ] = "cascading",
+    preset: Annotated[
+        Literal["standard", "adebayo"], typer.Option(help="How maps are compared: on both axes, or as was published.")
+    ] = "standard",
+    seed: Annotated[int, typer.Option(help="Of the random layers.")] = 0,
+) -> Sequence["Result"]:
+    """How alike a model's maps stay while its layers become random; the less, the more they show what was learned."""
+    from dcls_jax.eval import sanity
+
+    samples = labelled(pictures)
+    return sanity.evaluate(subject.build(), samples, settings, method=method, order=order, preset=preset, seed=seed)

@@ -11,6 +11,7 @@ import typer
 from dcls_jax.eval.cli import Stopped, at_work, end
 
 if TYPE_CHECKING:
+    from dcls_jax.eval.data.source import Samples
     from dcls_jax.eval.metric import Settings
     from dcls_jax.models import Backbone
     from dcls_jax.models.published import Accuracy
@@ -30,6 +31,10 @@ Weights = Annotated[
 NumClasses = Annotated[int, typer.Option(help="How many classes the checkpoint has.")]
 BatchSize = Annotated[int, typer.Option(help="Images at a time, over all devices.")]
 Out = Annotated[Path, typer.Option(help="The folder for results folders; the same command resumes there.")]
+Pictures = Annotated[
+    Path | None,
+    typer.Argument(help="A folder with one of pictures for each class; else ImageNet's validation split of TFDS."),
+]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Count damaged records and go on.")]
 
 
@@ -68,6 +73,14 @@ class Subject:
 
         published = published_file(self.model, dcls=self.dcls, weights=self.weights)
         return published.accuracy if published else ()
+
+
+def labelled(pictures: Pictures) -> "Samples[tuple[Any, ...]]":
+    """Pictures with their labels."""
+    from dcls_jax.eval.data.folder import Folder
+    from dcls_jax.eval.data.imagenet import ImageNet
+
+    return ImageNet() if pictures is None else Folder(pictures)
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:

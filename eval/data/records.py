@@ -11,8 +11,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
+from typing import BinaryIO
 
 import google_crc32c
+
+from dcls_jax.files import write_file
 
 Paths = str | PathLike[str] | Sequence[str | PathLike[str]]
 
@@ -148,11 +151,14 @@ class Records:
 
 
 def write_records(path: str | PathLike[str], records: Iterable[bytes]) -> None:
-    """Write a TFRecord file."""
-    with open(path, "wb") as file:
+    """Write a TFRecord file, which replaces one of that name once it is complete."""
+
+    def write(file: BinaryIO) -> None:
         for data in records:
             length = struct.pack("<Q", len(data))
             file.write(length + _FOOTER.pack(_masked_crc(length)) + data + _FOOTER.pack(_masked_crc(data)))
+
+    write_file(Path(path), write)
 
 
 def _masked_crc(data: bytes) -> int:

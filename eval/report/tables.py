@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from dcls_jax.eval.cli import printable
 from dcls_jax.eval.metric import Result
 from dcls_jax.models.state_dicts import shortened
 
@@ -16,11 +17,11 @@ _NARROW = 9  # characters of a number's column, unless a word is longer
 
 
 def results_table(results: Sequence[Result]) -> Table:
-    """One row per result of the same values, narrow enough for 80 columns, without the labels that all share."""
+    """One row per result of the same values, narrow enough for 80 columns, without what all share."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     shared = _shared(results)
-    told_by = [name for name in results[0].labels if name not in shared]
-    for column in ("model", *told_by):
+    told_by = [name for name in _labels(results[0]) if name not in shared]
+    for column in told_by:
         table.add_column(column, overflow="fold")
     values = list(results[0].values)
     for column in (
@@ -32,14 +33,19 @@ def results_table(results: Sequence[Result]) -> Table:
     for r in results:
         numbers = (f"{r.values[name]:.4f}" for name in values)
         reasons = "\n".join(f"{number} {status}" for status, number in r.left_out.items())
-        row = r.name, *(r.labels[name] for name in told_by), *numbers, str(r.counted), reasons or "0"
+        row = *(_labels(r)[name] for name in told_by), *numbers, str(r.counted), reasons or "0"
         table.add_row(*map(Text, row))  # names may look like markup
     return table
 
 
+def _labels(result: Result) -> dict[str, str]:
+    return {"model": result.name, **result.labels}
+
+
 def _shared(results: Sequence[Result]) -> dict[str, str]:
-    """The labels that are alike in all results."""
-    return {name: of for name, of in results[0].labels.items() if all(r.labels[name] == of for r in results)}
+    """The labels that are alike in all results; of a single one, all but the model."""
+    shared = {name: of for name, of in _labels(results[0]).items() if all(_labels(r)[name] == of for r in results)}
+    return shared if len(results) > 1 else dict(results[0].labels)
 
 
 def print_results(results: Sequence[Result], console: Console | None = None) -> None:
@@ -53,4 +59,4 @@ def print_results(results: Sequence[Result], console: Console | None = None) -> 
         console.print(Text(", ".join([title, *map(" ".join, _shared(alike).items())]), "italic"))
         console.print(results_table(alike))
     for line in shortened(dict.fromkeys(line for r in results for line in r.bad_records)):
-        console.print(f"bad: {line}", style="red", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"bad: {printable(line)}", style="red", markup=False, highlight=False, soft_wrap=True)

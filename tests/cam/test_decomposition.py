@@ -1,5 +1,7 @@
 """Methods that decompose activations: peers' raw maps, invariances, fixtures worked out by hand."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -47,7 +49,7 @@ def up_to_sign(maps, expected):
     return maps * np.sign((maps * expected).sum((1, 2), keepdims=True))
 
 
-@pytest.mark.parametrize("name", ["resnet_base", "resnet_dcls_v1", "convnext_base", "convnext_dcls_v1"])
+@pytest.mark.parametrize("name", golden.PEERS)
 def test_raw_maps_are_those_of_pytorch_grad_cam(name, assert_close):
     model, expected = golden.load(name)
     peer = golden.peer_maps(name)
@@ -91,17 +93,18 @@ def test_sign_and_map_survive_permutation_offset_and_scale(a, assert_close):
 
 
 def test_eigen_grad_cam_agrees_with_the_sum_that_it_replaces(a, assert_close):
-    model = Given()
-    activations, gradients = activations_and_gradients(model, a, LABELS)
-    maps = eigen_grad_cam(model, a, LABELS)
-    hires = (gradients * activations).sum(-1)
+    model, method = Given(), jax.jit(eigen_grad_cam)
+    activations, gradients = jax.jit(activations_and_gradients)(model, a, LABELS)
+    maps = method(model, a, LABELS)
+    contributions = np.asarray(gradients) * np.asarray(activations)
+    hires = contributions.sum(-1)
     assert ((maps * (hires - hires.mean((1, 2), keepdims=True))).sum((1, 2)) > 0).all()
-    assert_close(eigen_grad_cam(model, a, lambda logits: -logits[1])[0], -eigen_grad_cam(model, a, [1, 1])[0], 1e-5)
-    contributions = gradients * activations
-    assert_close(eigen_smooth(1e-30 * contributions) * 1e30, maps, 1e-5)
+    against = jax.jit(partial(eigen_grad_cam, targets=lambda logits: -logits[1]))(model, a)
+    assert_close(against, -method(model, a, jnp.array([1, 1])), 1e-5)
+    assert_close(jax.jit(eigen_smooth)(np.float32(1e-30) * contributions) * 1e30, maps, 1e-5)
     # one channel is its own principal component
-    one = jnp.arange(12.0).reshape(1, 3, 4, 1)
-    assert_close(eigen_smooth(-one), 5.5 - one[..., 0], 1e-6)
+    one = np.arange(12, dtype=np.float32).reshape(1, 3, 4, 1)
+    assert_close(jax.jit(eigen_smooth)(-one), 5.5 - one[..., 0], 1e-6)
 
 
 def test_seg_eigen_cam_takes_the_gradient_without_its_sign(a, assert_close):
@@ -186,11 +189,11 @@ def test_factorisation_shifts_channels_and_back(a, assert_close):
 
 
 def test_more_steps_are_never_worse(a):
-    x = jnp.abs(a.reshape(-1, 6))
+    x = np.abs(a.reshape(-1, 6))
     errors = []
     for steps in (1, 4, 16):
-        h, w = non_negative_factors(x, 3, steps=steps, key=jax.random.key(0))
-        errors.append(float(jnp.linalg.norm(x - h @ w)))
+        h, w = jax.jit(partial(non_negative_factors, components=3, steps=steps))(x, key=jax.random.key(0))
+        errors.append(np.linalg.norm(x - np.asarray(h) @ np.asarray(w)))
     assert errors == sorted(errors, reverse=True)
 
 

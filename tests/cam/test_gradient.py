@@ -271,14 +271,16 @@ def test_integrated_grad_cam_counts_from_its_baselines(images, assert_close):
 
 def test_finer_cam_contrasts_with_the_nearest_classes(images, assert_close):
     model = PooledLinear()
-    order = jnp.argsort(jnp.abs(model.head(images) - scores(model.head(images), LABELS)[:, None]), axis=1)
-    references = order[:, 1:3]
-    maps = [grad_cam(model, images, references[:, i]) for i in range(2)]
-    finer = partial(finer_cam, model, images, LABELS, count=2, weighted=False)
-    assert_close(finer(strength=0.6), grad_cam(model, images, LABELS) - 0.3 * (maps[0] + maps[1]), 1e-5)
-    assert_close(finer(strength=0.0), grad_cam(model, images, LABELS), 1e-6)
-    weighted = finer_cam(model, images, LABELS, count=2, base=layer_cam)
-    assert_close(weighted, layer_cam(model, images, Contrast(LABELS, references, weighted=True)), 1e-6)
+    logits = np.asarray(model.head(images))
+    references = np.argsort(np.abs(logits - logits[np.arange(4), LABELS][:, None]), axis=1)[:, 1:3]
+    plain, finer = jax.jit(grad_cam), jax.jit(finer_cam, static_argnames=("count", "weighted", "strength", "base"))
+    maps = [plain(model, images, targets) for targets in (LABELS, *references.T)]
+    unweighted = partial(finer, model, images, LABELS, count=2, weighted=False)
+    assert_close(unweighted(strength=0.6), maps[0] - 0.3 * (maps[1] + maps[2]), 1e-5)
+    assert_close(unweighted(strength=0.0), maps[0], 1e-6)
+    weighted = finer(model, images, LABELS, count=2, base=layer_cam)
+    contrast = Contrast(LABELS, jnp.asarray(references), weighted=True)
+    assert_close(weighted, jax.jit(layer_cam)(model, images, contrast), 1e-6)
     with pytest.raises(ValueError, match="must be int labels"):
         finer_cam(model, images, jax.nn.one_hot(LABELS, 5))
 

@@ -103,6 +103,11 @@ def test_the_suffix_says_the_format(tmp_path, picture, suffix, start):
     assert [found.name for found in tmp_path.iterdir()] == [path.name]
 
 
+@pytest.mark.parametrize("kind", ["png", "pdf", "svg"])
+def test_letters_that_the_font_lacks_are_no_news(tmp_path, picture, kind):
+    Grid([[picture]], ["写真"], ["写真"]).save(tmp_path / f"maps.{kind}")
+
+
 @pytest.mark.parametrize("name", ["maps.gif", "maps", "maps.png.txt"])
 def test_other_suffixes_are_refused(tmp_path, picture, name):
     with pytest.raises(ValueError, match=rf"path \(='.*{name}'\) must end in one of .png, .pdf, .svg, .jpg, .jpeg"):

@@ -23,8 +23,8 @@ from dcls_jax.cam import (
 from dcls_jax.cam.pytree import pytree
 from dcls_jax.freezing import modules_by_path
 from dcls_jax.models.activations import gelu
-from tests.conftest import normal, random_model
-from tests.models.small import MODELS, small
+from tests.conftest import normal, random_model, slow
+from tests.models.small import small
 
 LABELS = np.array([1, 0, 2])
 OPTIONS = {
@@ -58,7 +58,7 @@ def maps_of(models, images, layers, methods=tuple(OPTIONS)):
     ]
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ["resnet50", slow("convnext_tiny"), "caformer_s18", slow("fastvit_sa24")])
 def test_our_models_are_cut_as_they_cut_themselves(name, assert_close):
     model, images = random_model(lambda: small(name)), normal(2, 32, 32, 3)
     # One method of each kind, as the slower models take seconds to trace for each.
@@ -200,7 +200,7 @@ def wrapped_cuts():
     return inside | {"block": {"method": "hires_cam", "layer": "blocks.all.1"}}
 
 
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("name", [slow("nnx.remat"), "jax.checkpoint", slow("nnx.jit"), slow("jax.jit"), "both"])
 def test_a_transformation_inside_changes_nothing(name, plain_maps, assert_close):
     module = random_model(lambda: Wrapped(nnx.Rngs(0), CALLS[name]))
     check_all(explain_all(from_module(module), IMAGES, LABELS, wrapped_cuts()), plain_maps, assert_close)

@@ -31,7 +31,7 @@ METHODS = {
 }
 
 
-@pytest.fixture(scope="module", params=["convnext_base", "convnext_dcls_v1", "resnet_base", "resnet_dcls_v1"])
+@pytest.fixture(scope="module", params=golden.PEERS)
 def case(request):
     """Our maps of every method, compiled at once, and theirs."""
     model, example = golden.load(request.param)

@@ -126,3 +126,15 @@ def test_a_file_cut_short_after_it_was_indexed_is_named(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:25])
     with pytest.raises(RecordError, match=r"val-0\.tfrecords, record 1: the file ends inside the record's header"):
         records[1]
+
+
+def test_files_without_a_single_record_are_named(tmp_path: Path) -> None:
+    for i in range(12):
+        (tmp_path / f"val-{i}.tfrecords").write_bytes(b"no record")
+    with pytest.raises(RecordError) as error:
+        tiny.evaluate(tmp_path, skip_bad=True, out=tmp_path / "out")
+    first, *named = str(error.value).splitlines()
+    assert first == "there are no records to evaluate"
+    assert named[0].endswith("val-0.tfrecords, record 0: the file ends inside the record's header")
+    assert (len(named), named[-1]) == (11, "  and 2 more")
+    assert not (tmp_path / "out").exists()

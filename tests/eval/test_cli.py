@@ -26,7 +26,18 @@ def run(monkeypatch, *arguments):
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["demo"], ["convert"], ["cam"], ["eval"], ["eval", "clickme"], ["eval", "accuracy"], ["models"]]
+    "command",
+    [
+        [],
+        ["demo"],
+        ["convert"],
+        ["cam"],
+        ["eval"],
+        ["eval", "clickme"],
+        ["eval", "accuracy"],
+        ["eval", "sanity"],
+        ["models"],
+    ],
 )
 def test_help_explains_every_option(monkeypatch, capsys, command):
     assert run(monkeypatch, *command, "--help") == 0

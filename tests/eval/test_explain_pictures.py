@@ -16,7 +16,8 @@ from PIL import ExifTags, Image
 
 from dcls_jax.cam.pytree import pytree
 from dcls_jax.compilation import compiler_options
-from dcls_jax.eval import pictures, results
+from dcls_jax.eval import pictures
+from dcls_jax.files import write_file
 from dcls_jax.models import Transform
 
 
@@ -148,7 +149,6 @@ def test_each_map_is_a_picture_of_its_own(tmp_path, picture):
         os.fsdecode(b"[red]\xff.png"),
     ],
 )
-@pytest.mark.filterwarnings("ignore:Glyph")
 def test_pictures_of_any_name_are_explained(tmp_path, picture, name):
     out = tmp_path / "out"
     (row,) = explain([picture.rename(tmp_path / name)], out)["pictures"]
@@ -226,7 +226,7 @@ def test_a_disk_that_is_full_leaves_no_half_picture(tmp_path, picture, monkeypat
     def full(grid):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(pictures, "write_file", lambda path, write: results.write_file(path, full))
+    monkeypatch.setattr(pictures, "write_file", lambda path, write: write_file(path, full))
     with pytest.raises(OSError, match=r"No space left on device: '.*/overlays/noise-1-grad_cam\.png'"):
         explain([picture], tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out").rglob("*")) == ["maps.png", "overlays"]

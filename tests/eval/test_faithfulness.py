@@ -14,6 +14,7 @@ from dcls_jax.cam import from_functions, layer_cam, postprocess, resize
 from dcls_jax.eval import faithfulness
 from dcls_jax.eval.faithfulness import FLIPPING_PRESETS, SUBSTRATES, Status
 from dcls_jax.eval.runner import Runner
+from dcls_jax.eval.status import Scores
 from tests.cam.toys import ConvNet
 from tests.conftest import normal
 
@@ -369,6 +370,7 @@ WRONG = [
     ({"maps": np.zeros((2, 3, 3, 1))}, r"maps have shape \(2, 3, 3, 1\), expected \(2, h, w\)"),
     ({"maps": NAN}, r"maps of images 0, 1 are not finite"),
     ({"maps": np.where(np.arange(2)[:, None, None] == 1, NAN, 0)}, r"maps of image 1 are not finite"),
+    ({"images": np.full((2, 8, 8, 3), np.inf, np.float32)}, r"^images 0, 1 are not finite"),
     ({"images": np.zeros((2, 3))}, r"images have shape \(2, 3\), expected \(B, H, W, C\)"),
     ({"targets": [0, 5]}, r"targets hold label 5, but the model has classes 0 to 4"),
     ({"targets": [0]}, r"targets have shape \(1,\)"),
@@ -415,18 +417,18 @@ def test_the_runner_gives_each_image_what_it_gets_alone():
     def step(state, batch):
         scored = nnx.merge(graph, state), batch["image"], batch["map"]
         road = faithfulness.road(*scored, percentages=[0.5], noise=0.1, key=KEY, numbers=batch["number"])
-        return {
-            "status": faithfulness.status(batch["map"]),
+        values = {
             "deletion": faithfulness.deletion(*scored, preset=rule),
             "drop": faithfulness.confidence_change(*scored)["drop"],
             "morf": road["morf"],
         }
+        return {"all": Scores(values, faithfulness.map_status(batch["map"]))}
 
     def read(i):
-        return {"image": images[i], "map": maps[i], "number": np.asarray(i, np.int32)}
+        return {"image": images[i], "map": maps[i], "number": np.asarray(i, np.int32)}, None
 
-    scores = Runner(step, state, read, read(0), count, batch_size=8, progress=False).run()
+    scores = Runner(step, state, read, read(0)[0], count, batch_size=8, progress=False).run()["all"]
     for i in (0, 7, 9):
         batch = {"image": images[i : i + 1], "map": maps[i : i + 1], "number": np.array([i], np.int32)}
-        for name, alone in step(state, batch).items():
-            np.testing.assert_allclose(scores[name][i], alone[0], atol=2e-6, err_msg=name)
+        for name, alone in step(state, batch)["all"].values.items():
+            np.testing.assert_allclose(scores.values[name][i], alone[0], atol=2e-6, err_msg=name)

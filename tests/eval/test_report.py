@@ -1,6 +1,7 @@
 """The table of results, and the progress lines."""
 
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,12 @@ def test_what_all_rows_share_stands_in_the_title() -> None:
     assert lines[3].split() == ["model", "alignment", "spearman", "counted", "left", "out"]
 
 
+def test_one_model_stands_in_the_title_of_several_rows() -> None:
+    lines = printed([result("convnext_tiny", protocol, [0.5], [COUNTED]) for protocol in ("aligned", "published")], 80)
+    assert lines[0] == "ClickMe human alignment, model convnext_tiny, method grad_cam"
+    assert [line.split()[0] for line in lines[5:7]] == ["aligned", "published"]
+
+
 def test_progress_without_a_terminal_is_lines(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tiny.evaluate(shards, progress=True)
     assert capsys.readouterr().err.startswith("20/20 records, ")
@@ -65,3 +72,9 @@ def test_of_many_bad_records_ten_are_named_and_the_others_counted() -> None:
     lines = printed([result("[bold]", "aligned", [0.2], [COUNTED], bad)] * 2, 80)
     assert "[bold]" in "\n".join(lines)
     assert lines[-11:] == [*(f"bad: {line}" for line in bad[:10]), "bad: and 2 more"]
+
+
+def test_records_of_any_file_name_are_shown_without_moving_the_terminal() -> None:
+    bad = (os.fsdecode(b"a\x1b[2J\xff.tfrecords, record 3: bad"),)
+    lines = printed([result("tiny", "aligned", [0.2], [COUNTED], bad)], 80)
+    assert lines[-1] == "bad: a\\x1b[2J\\udcff.tfrecords, record 3: bad"

@@ -199,6 +199,8 @@ def test_shapes_and_defaults():
     model, images, maps = ConvNet(), normal(2, SIDE, SIDE, 3), normal(2, 4, 4)
     official = faithfulness.road(model, images, maps, key=KEY)
     assert official["morf"].shape == official["lerf"].shape == (2, 7)
+    scaled = faithfulness.road(model, images, maps / 2**20, key=KEY)
+    np.testing.assert_array_equal(scaled["morf"], official["morf"])
     peers = faithfulness.road(model, images, maps, preset="pytorch_grad_cam", key=jax.random.PRNGKey(0))
     assert peers["morf"].shape == peers["lerf"].shape == (2, 9)
     small = faithfulness.road(model, images, resize(maps, SIDE), key=KEY)

@@ -45,3 +45,15 @@ def test_spread_positions_stay_on_the_grid():
     after = model.stages[0].positions.P[...]
     np.testing.assert_allclose(after, np.clip(100 * before, -2, 2), rtol=1e-6)
     assert np.abs(after).max() == 2
+
+
+def test_shuffled_labels_stay_with_their_pictures():
+    recipe = Recipe(steps=4, small_steps=0, batch_size=6, shuffled=12)
+    batches = list(train_sample.training_batches(recipe, 0))
+    for (images, labels), (later, same) in ((batches[0], batches[2]), (batches[1], batches[3])):
+        np.testing.assert_array_equal(images, later)
+        np.testing.assert_array_equal(labels, same)
+    labels = np.concatenate([labels for _, labels in batches[:2]])
+    assert sorted(labels) == sorted(np.arange(12) % 10)
+    assert (labels != np.arange(12) % 10).mean() > 0.5
+    np.testing.assert_array_equal(batches[0][0][0], train_sample.draw("train", 0).image[16:-16, 16:-16])

@@ -3,6 +3,8 @@
 from dcls_jax import DclsConfig
 from dcls_jax.models import Backbone, create_model
 
+# One of each, whose other models differ in depths and widths alone.
+FAMILIES = ("resnet50", "convnext_tiny", "caformer_s18", "convformer_s18", "fastvit_sa24")
 SMALL = {"depths": (1, 1), "dims": (8, 32), "num_classes": 4, "dcls": DclsConfig(3, 5, "v1")}
 MODELS = {
     "resnet50": {},

@@ -54,7 +54,7 @@ def test_orbax_checkpoint_of_another_model_is_refused(model, tmp_path):
     with pytest.raises(CheckpointError, match=r"missing: stages\.0\.positions\.P"):
         load_weights(model, tmp_path / "standard")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(CheckpointError, match="not a readable Orbax checkpoint"):
+    with pytest.raises(CheckpointError, match="is no checkpoint: it has nothing"):
         load_weights(model, tmp_path / "empty")
 
 

@@ -4,6 +4,8 @@ import pytest
 
 from dcls_jax.models import list_models
 from dcls_jax.models.describe import describe, descriptions
+from tests.conftest import slow
+from tests.models.small import FAMILIES
 
 
 def test_the_table_has_every_model_once():
@@ -12,9 +14,11 @@ def test_the_table_has_every_model_once():
     ]
 
 
-@pytest.mark.parametrize("kept", descriptions(), ids=lambda it: f"{it.name}{'_dcls' if it.dcls else ''}")
-def test_the_table_is_what_tracing_gives(kept):
-    assert describe(kept.name, dcls=kept.dcls) == kept
+@pytest.mark.parametrize("dcls", [slow(False), True])
+@pytest.mark.parametrize("name", [name if name in FAMILIES else slow(name) for name in list_models()])
+def test_the_table_is_what_tracing_gives(name, dcls):
+    (kept,) = [it for it in descriptions() if (it.name, it.dcls) == (name, dcls)]
+    assert describe(name, dcls=dcls) == kept
 
 
 GIGA_MACS = {  # of the originals at 224 x 224, kernels constructed
@@ -25,7 +29,7 @@ GIGA_MACS = {  # of the originals at 224 x 224, kernels constructed
 }
 
 
-@pytest.mark.parametrize(("name", "dcls"), GIGA_MACS)
+@pytest.mark.parametrize(("name", "dcls"), [case if case[0] in FAMILIES else slow(*case) for case in GIGA_MACS])
 def test_description_counts_the_originals_macs(name, dcls):
     description = describe(name, dcls=dcls, size=224)
     assert round(description.macs / 1e9, 3) == GIGA_MACS[name, dcls]

@@ -17,7 +17,7 @@ from dcls_jax.models.backbone import stochastic_depth
 from dcls_jax.models.create import shapes_only
 from dcls_jax.models.fastvit import VARIANTS, ConvFFN, FastViT, FastViTConfig, MultiBranch
 from dcls_jax.models.norms import BatchNorm
-from tests.conftest import DATA
+from tests.conftest import DATA, slow
 from tests.golden import load
 
 golden = cache(load)
@@ -48,10 +48,10 @@ def listing(name: str) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize(
     ("name", "setting", "count", "statistics", "listings"),
     [
-        ("fastvit_sa24", {}, 21_554_216, 58_624, ("base", "timm_base")),
-        ("fastvit_sa24", {"dcls": VARIANTS["fastvit_sa24"].dcls}, 21_523_496, 58_624, ("dcls",)),
+        slow("fastvit_sa24", {}, 21_554_216, 58_624, ("base", "timm_base")),
+        slow("fastvit_sa24", {"dcls": VARIANTS["fastvit_sa24"].dcls}, 21_523_496, 58_624, ("dcls",)),
         ("fastvit_sa24", {"fused": True}, 21_501_288, 15_872, ("fused_base",)),
-        ("fastvit_sa36", {"fused": True}, 31_457_256, 23_808, ("fused_base",)),
+        slow("fastvit_sa36", {"fused": True}, 31_457_256, 23_808, ("fused_base",)),
     ],
 )
 def test_parameter_counts_and_key_listings(name, setting, count, statistics, listings):

@@ -38,7 +38,19 @@ def tree(folder):
 
 @pytest.mark.parametrize(
     "name",
-    ["lr=[0.1]/weights", "weights[1]", "back\\slash", "back\\slash/weights", "a*b?", "sp ace", "[", "new/deep/é"],
+    [
+        "lr=[0.1]/weights",
+        "weights[1]",
+        "back\\slash",
+        "back\\slash/weights",
+        "a*b?",
+        "sp ace",
+        "[",
+        "new/deep/é",
+        os.fsdecode(b"latin\xe9"),
+        "w.orbax-checkpoint-tmp",
+        "a:b",
+    ],
 )
 def test_what_is_saved_anywhere_can_be_read(tmp_path, name):
     for seed in (1, 2):
@@ -46,6 +58,14 @@ def test_what_is_saved_anywhere_can_be_read(tmp_path, name):
         assert is_at(tmp_path / name, layer(seed))
     assert [path.name for path in (tmp_path / name).parent.iterdir()] == [(tmp_path / name).name]
     assert [path.name for path in tmp_path.iterdir()] == [pathlib.PurePath(name).parts[0]]
+
+
+@pytest.mark.parametrize("path", ["gs://bucket/weights", "file:///weights", pathlib.Path("s3://bucket/weights")])
+def test_urls_are_no_paths(tmp_path, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"weights is a URL, expected a path"):
+        save_weights(layer(), path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_checkpoint_that_was_moved_can_be_read(tmp_path):
@@ -143,7 +163,14 @@ def test_the_old_checkpoint_is_put_back_after_a_kill_between_the_renames(tmp_pat
     beside = tmp_path / ".weights.dcls_jax"
     beside.mkdir()
     (tmp_path / "weights").rename(beside / "old")
-    monkeypatch.setattr(ocp, "save", lambda *_: 1 / 0)
+    for unfinished in ("new", "new.orbax-checkpoint-tmp"):
+        (beside / unfinished / "state").mkdir(parents=True)
+
+    def fails(place, _):
+        assert {path.name for path in place.parent.iterdir()} == {"lock"}
+        return 1 / 0
+
+    monkeypatch.setattr(ocp, "save", fails)
     with pytest.raises(OSError, match="division by zero"):
         save_weights(layer(2), tmp_path / "weights")
     assert is_at(tmp_path / "weights", layer(1))
@@ -252,7 +279,15 @@ def test_damaged_orbax_checkpoints_are_named(tmp_path):
                 load_weights(layer(), damaged)
             assert len(str(error.value).splitlines()) == 1
     (tmp_path / "nothing").mkdir()
-    with pytest.raises(CheckpointError, match=r"nothing is not a readable Orbax checkpoint, nor has it the files of"):
+    with pytest.raises(
+        CheckpointError, match=r"nothing is no checkpoint: it has nothing, expected an Orbax checkpoint"
+    ):
+        load_weights(layer(), tmp_path / "nothing")
+    for name in ("weights.pth", "config.json"):
+        (tmp_path / "nothing" / name).touch()
+    with pytest.raises(
+        CheckpointError, match=r"it has config\.json, weights\.pth, expected .*, or model\.safetensors or "
+    ):
         load_weights(layer(), tmp_path / "nothing")
 
 

@@ -10,11 +10,14 @@ from dcls_jax import DclsConfig, freeze
 from dcls_jax.cam import activations_and_gradients
 from dcls_jax.eval.study import STUDY, study_maps
 from tests import golden
+from tests.conftest import slow
 
 pytestmark = pytest.mark.optimised
 
+QUICK = {"resnet_dcls_v1", "convnext_dcls_v1", "caformer_dcls_v1", "convformer_dcls_v0", "fastvit_dcls_v1"}
 
-@pytest.fixture(scope="module", params=golden.CASES)
+
+@pytest.fixture(scope="module", params=[name if name in QUICK else slow(name) for name in golden.CASES])
 def case(request):
     """What a model with given weights gives, all from one program, and what it should give."""
     model, expected = golden.load(request.param)
@@ -23,7 +26,7 @@ def case(request):
 
 
 def layers_once(model, results, layers):
-    """The layers, traced once for each input: cuts have most of the way in common, and compiling takes long."""
+    """The layers, traced once for each input: cuts and maps have most of the way in common; tracing takes long."""
 
     def once(name, layer):
         def call(x):
@@ -38,20 +41,18 @@ def layers_once(model, results, layers):
 
 @partial(jax.jit, static_argnames="enlarged")
 def everything(model, images, one_hot, enlarged):
-    activations, gradients = activations_and_gradients(model, images, one_hot)
+    frozen, labels = freeze(model)(images), one_hot.argmax(1)
     with patch.object(type(model), "_layers", partialmethod(layers_once, {}, model._layers())):
-        cuts = {name: model.head(model.features(images, upto=name), start=name) for name in model.layer_names()}
-    maps = {method: study_maps(model, images, one_hot, method=method, size=None) for method in STUDY}
-    labels = one_hot.argmax(1)
-    return {
-        "logits": model(images),
-        "activations": activations,
-        "gradients": gradients,
-        "frozen": freeze(model)(images),
-        "cuts": cuts,
-        **maps,
-        **{f"{method}_224": study_maps(model, images, labels, method=method) for method in enlarged},
-    }
+        activations, gradients = activations_and_gradients(model, images, one_hot)
+        return {
+            "logits": model(images),
+            "activations": activations,
+            "gradients": gradients,
+            "frozen": frozen,
+            "cuts": {name: model.head(model.features(images, upto=name), start=name) for name in model.layer_names()},
+            **{method: study_maps(model, images, one_hot, method=method, size=None) for method in STUDY},
+            **{f"{method}_224": study_maps(model, images, labels, method=method) for method in enlarged},
+        }
 
 
 def test_logits_activations_and_gradients(case, assert_close):

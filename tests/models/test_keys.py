@@ -7,13 +7,18 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dcls_jax.models import CheckpointError, create_model, load_weights
+from dcls_jax.models import CheckpointError, create_model, list_models, load_weights
 from dcls_jax.models.checkpoints import checkpoint_names
 from dcls_jax.models.create import shapes_only
 from dcls_jax.models.describe import descriptions
-from tests.conftest import DATA
+from tests.conftest import DATA, slow
+from tests.models.small import FAMILIES
 
-LISTINGS = sorted(path.stem for path in (DATA / "keys").glob("*.txt"))
+NAME = re.compile(r"(\w+?_\w+?|resnet50)(?:_timm)?(_fused)?_(base|dcls)")
+LISTINGS = [
+    name if NAME.fullmatch(name)[1] in FAMILIES else slow(name)
+    for name in sorted(path.stem for path in (DATA / "keys").glob("*.txt"))
+]
 PARAMETERS = {  # of the originals, reference tables of the study
     ("convnext_tiny", False): 28_589_128,
     ("convnext_tiny", True): 28_587_688,
@@ -41,11 +46,14 @@ def listing(name):
     return {key: np.zeros(shape, np.float32) for key, shape in shapes.items()}
 
 
-@cache
 def model_for(name):
     """The model of a listing, as shapes only."""
-    model, dcls = re.match(r"(\w+?_\w+?|resnet50)(?:_timm|_fused)?_(base|dcls)$", name).groups()
-    options = {"fused": True} if "_fused" in name else {}
+    return shapes(*NAME.fullmatch(name).groups())
+
+
+@cache
+def shapes(model, fused, dcls):
+    options = {"fused": True} if fused else {}
     return nnx.eval_shape(lambda: create_model(model, dcls=dcls == "dcls", rngs=shapes_only(), **options))
 
 
@@ -75,8 +83,9 @@ def test_any_difference_is_refused_by_name(name):
         load_weights(model, state | {"extra.weight": np.zeros(3, np.float32)})
 
 
-@pytest.mark.parametrize("name", [name for name in LISTINGS if name.endswith("_dcls")])
-def test_unequal_shared_positions_are_refused_by_name(name):
+@pytest.mark.parametrize("model", [name if name in FAMILIES else slow(name) for name in list_models()])
+def test_unequal_shared_positions_are_refused_by_name(model):
+    name = f"{model}_dcls"
     model, state = model_for(name), listing(name)
     key = [key for key in state if key.endswith(".P")][1]
     with pytest.raises(CheckpointError, match=rf"unequal: .*{re.escape(key)}.* should be one shared array"):

@@ -1,6 +1,7 @@
 """Models as parts of other programs: dtypes, devices, views, new heads, several activations at once."""
 
 import pickle
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +13,12 @@ from jax.sharding import PartitionSpec as P
 
 from dcls_jax import Dcls1d, Dcls2d, freeze
 from dcls_jax.models import CheckpointError, create, load_weights, reparameterise, save_weights, state_dict
-from tests.conftest import normal, random_model
+from tests.conftest import normal, random_model, slow
 from tests.models.small import MODELS, small
 
 forward = jax.jit(lambda model, x: model(x))
+features = jax.jit(lambda model, x: model.features(x))
+pooled = jax.jit(lambda model, features: model.pool(features))
 
 
 @pytest.fixture(params=MODELS)
@@ -30,19 +33,22 @@ def images():
 
 def test_dtypes_are_flaxs(name, images, assert_close):
     plain, half = random_model(lambda: small(name)), random_model(lambda: small(name, dtype=jnp.bfloat16))
-    for model in (half, reparameterise(half)):
-        activations = jax.eval_shape(lambda m, x: m.intermediates(x, m.layer_names()), model, images)
+    expected = forward(plain, images)
+    for change in (lambda model: model, reparameterise):
+        changed = nnx.eval_shape(change, half)
+        activations = jax.eval_shape(lambda m, x: m.intermediates(x, m.layer_names()), changed, images)
         assert {a.dtype for a in activations.values()} == {jnp.dtype(jnp.bfloat16)}
-        assert_close(forward(model, images).astype(jnp.float32), forward(plain, images), 0.05)
+        logits = jax.jit(lambda model, x: change(model)(x))(half, images)  # noqa: B023
+        assert_close(np.asarray(logits, np.float32), expected, 0.05)
     assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(half))} == {jnp.dtype(jnp.float32)}
-    kept = small(name, param_dtype=jnp.bfloat16)
+    kept = nnx.eval_shape(lambda: small(name, param_dtype=jnp.bfloat16))
     for path, leaf in nnx.to_flat_state(nnx.state(kept)):
         wide = path[-1] in ("P", "SIG", "mean", "var")
         assert leaf.dtype == (jnp.float32 if wide else jnp.bfloat16), path
 
 
 def test_precision_reaches_every_layer(name):
-    model = small(name, precision="highest")
+    model = nnx.eval_shape(lambda: small(name, precision="highest"))
     layers = [module for _, module in nnx.iter_modules(model) if hasattr(module, "precision")]
     assert layers
     assert {layer.precision for layer in layers} == {"highest"}
@@ -50,11 +56,11 @@ def test_precision_reaches_every_layer(name):
 
 @pytest.mark.usefixtures("strict")
 def test_nothing_is_promoted_in_silence(name, images):
-    assert jax.eval_shape(lambda model, x: model(x), small(name), images).dtype == jnp.float32
+    assert jax.eval_shape(lambda model, x: model(x), nnx.eval_shape(lambda: small(name)), images).dtype == jnp.float32
 
 
 def test_a_training_step_compiles_once(name, images):
-    model = small(name, drop_path_rate=0.1)
+    model = nnx.eval_shape(lambda: small(name, drop_path_rate=0.1))
     assert not any(jax.typeof(leaf).weak_type for leaf in jax.tree.leaves(nnx.state(model)))
     with jax.enable_x64(True):
         wide = nnx.state(nnx.eval_shape(lambda: small(name)), nnx.Param)
@@ -81,23 +87,26 @@ def test_flax_tabulates(name, images):
 
 def test_heads(name, images, tmp_path):
     model = random_model(lambda: small(name))
+    headless, other = (random_model(partial(small, name, num_classes=n)) for n in (0, 7))
+    seen = features(model, images)
+    expected = pooled(model, seen)
     save_weights(model, tmp_path / "weights")
     for source in (tmp_path / "weights", state_dict(model)):
-        headless = load_weights(small(name, num_classes=0), source, new_head=True)
-        features = model.features(images)
-        np.testing.assert_allclose(headless(images), model.pool(features), 1e-4, 1e-4)
+        np.testing.assert_allclose(forward(load_weights(headless, source, new_head=True), images), expected, 1e-4, 1e-4)
         with pytest.raises(CheckpointError, match=r"misshapen: .*fc\."):
-            load_weights(small(name, num_classes=7), source)
-        other = load_weights(small(name, num_classes=7), source, new_head=True)
-        assert other(images).shape == (2, 7)
-        np.testing.assert_allclose(other.features(images), features, 1e-4, 1e-4)
+            load_weights(other, source)
+        loaded = load_weights(other, source, new_head=True)
+        assert forward(loaded, images).shape == (2, 7)
+        np.testing.assert_allclose(features(loaded, images), seen, 1e-4, 1e-4)
     built = small(name, num_classes=0, weights=tmp_path / "weights")
-    np.testing.assert_allclose(built(images), model.pool(features), 1e-4, 1e-4)
-    assert small(name, num_classes=7, weights=tmp_path / "weights", new_head=True)(images).shape == (2, 7)
+    np.testing.assert_allclose(forward(built, images), expected, 1e-4, 1e-4)
+    built = small(name, num_classes=7, weights=tmp_path / "weights", new_head=True)
+    assert forward(built, images).shape == (2, 7)
 
 
 def test_other_channels(name):
-    assert forward(small(name, in_channels=5), normal(1, 32, 32, 5)).shape == (1, 4)
+    model = random_model(lambda: small(name, in_channels=5))
+    assert jax.eval_shape(forward, model, normal(1, 32, 32, 5)).shape == (1, 4)
 
 
 def test_weights_go_where_the_models_own_are(name):
@@ -128,17 +137,31 @@ def test_no_layer_scale_is_the_originals():
     load_weights(model, names)
 
 
-@pytest.mark.parametrize("channels", [1, 4, 7])
-def test_published_weights_see_other_channels_as_timms_do(name, channels, monkeypatch, tmp_path):
-    model = random_model(lambda: small(name, dcls=True))
-    save_weights(model, tmp_path / "published")
-    monkeypatch.setattr(create, "fetch", lambda _: tmp_path / "published")
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """A model of each name, and its checkpoint."""
+
+    @cache
+    def of(name):
+        model, folder = random_model(lambda: small(name, dcls=True)), tmp_path_factory.mktemp(name) / "published"
+        save_weights(model, folder)
+        return model, folder
+
+    return of
+
+
+@pytest.mark.parametrize("channels", [1, slow(4), 7])
+def test_published_weights_see_other_channels_as_timms_do(name, channels, published, monkeypatch):
+    model, folder = published(name)
+    monkeypatch.setattr(create, "fetch", lambda _: folder)
     other = small(name, dcls=True, weights="published", in_channels=channels)
     grey = normal(2, 32, 32, 1)
     # equal channels, of which each counts as much as one of three
-    logits = forward(other, jnp.tile(grey, (1, 1, 1, channels)))
     if channels == 1:
-        np.testing.assert_allclose(logits, forward(model, jnp.tile(grey, (1, 1, 1, 3))), rtol=1e-4, atol=1e-4)
+        expected = forward(model, jnp.tile(grey, (1, 1, 1, 3)))
+        np.testing.assert_allclose(forward(other, grey), expected, rtol=1e-4, atol=1e-4)
+    else:
+        assert jax.eval_shape(forward, other, jnp.tile(grey, (1, 1, 1, channels))).shape == (2, 4)
     kernels = {path: leaf.shape for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param))}
     changed = [path for path, leaf in nnx.to_flat_state(nnx.state(other, nnx.Param)) if leaf.shape != kernels[path]]
     assert changed

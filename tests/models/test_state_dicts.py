@@ -2,6 +2,7 @@
 
 import argparse
 import collections
+import gzip
 import json
 import os
 import pathlib
@@ -71,6 +72,7 @@ def test_another_prefix_of_all_keys_is_said_in_one_line(arrays):
 
 def test_counters_are_left_out(arrays):
     counters = {"num_batches_tracked": np.array(3), "total_ops": np.zeros(1), "a.total_params": np.zeros(1)}
+    counters |= {"n_averaged": np.array(2)}  # torch.optim.swa_utils.AveragedModel
     check_loads(arrays | counters, arrays)
 
 
@@ -88,6 +90,34 @@ def test_counters_are_left_out(arrays):
 def test_what_is_no_weight_is_refused_by_name(arrays, change, message):
     with pytest.raises(CheckpointError, match=message):
         load_weights(layer(), arrays | change)
+
+
+@pytest.mark.parametrize("source", [[], None, nnx.Linear(2, 3, rngs=nnx.Rngs(0))], ids=lambda it: type(it).__name__)
+def test_what_is_neither_path_nor_state_dict_is_named(source):
+    with pytest.raises(CheckpointError, match=rf"{type(source).__qualname__}, expected arrays by name"):
+        load_weights(layer(), source)
+
+
+def test_a_state_dict_in_itself_is_refused(arrays):
+    circle = {"epoch": 3}
+    circle["state_dict"] = {"model": circle}
+    with pytest.raises(CheckpointError, match="holds no state dict"):
+        load_weights(layer(), circle)
+    circle["net"] = arrays
+    check_loads({"state_dict": {"model": {"module": {"net": arrays}}}}, arrays)
+
+
+def test_an_array_without_a_shape_is_named(arrays):
+    class Unborn:
+        @property
+        def shape(self):
+            raise RuntimeError("can't access the shape of an uninitialized parameter")
+
+        def __array__(self, *_, **__):
+            raise RuntimeError("it has no values yet")
+
+    with pytest.raises(CheckpointError, match="bias cannot be read as an array: it has no values yet"):
+        load_weights(layer(), arrays | {"bias": Unborn()})
 
 
 def test_what_is_no_state_dict_is_refused_with_what_it_has():
@@ -185,7 +215,7 @@ def test_shards_that_do_not_add_up(arrays, tmp_path):
     second.unlink()
     with pytest.raises(CheckpointError, match=r"lists model-00002-of-00002\.safetensors, which is not there"):
         load_weights(layer(), tmp_path)
-    for text in ("{", "[]", "{}", '{"weight_map": {"bias": 3}}'):
+    for text in ("{", '{"a":' * 100_000, "[]", "{}", '{"weight_map": {"bias": 3}}'):
         (tmp_path / "model.safetensors.index.json").write_text(text)
         with pytest.raises(CheckpointError, match=r"index\.json is not an index of weights: expected JSON"):
             load_weights(layer(), tmp_path)
@@ -232,6 +262,29 @@ def test_files_that_cannot_be_read_are_named(arrays, tmp_path):
     with pytest.raises(CheckpointError) as error:
         load_weights(layer(), path)
     assert_one_line_about(path, error)
+
+
+@pytest.mark.parametrize("name", ["blobs/0a1b2c", "weights.pth", "weights.SAFETENSORS"])
+def test_safetensors_of_any_name(arrays, tmp_path, name):
+    (tmp_path / "blobs").mkdir()
+    save_file(arrays, tmp_path / name)
+    check_loads(tmp_path / name, arrays)
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0a1b\nsize 3\n", "a pointer of Git LFS"),
+        (gzip.compress(b"weights"), "compressed by gzip"),
+        (b"<!DOCTYPE html><html>not found</html>", "a web page"),
+    ],
+)
+@pytest.mark.parametrize("name", ["weights.safetensors", "weights.pth"])
+def test_what_is_found_in_the_place_of_weights_is_named(tmp_path, content, what, name):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=f"{name} is {what}") as error:
+        load_weights(layer(), tmp_path / name)
+    assert_one_line_about(tmp_path / name, error)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads every file")

@@ -1,10 +1,11 @@
 """From a picture to a model's input."""
 
+import struct
 from io import BytesIO
 
 import numpy as np
 import pytest
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageOps
 
 from dcls_jax.models import Transform, preprocess
 from dcls_jax.models.transform import upright
@@ -103,6 +104,30 @@ def test_damaged_exif_does_not_hide_a_picture(damage):
     np.testing.assert_array_equal(upright(picture), corners())
 
 
+def test_damaged_exif_does_not_keep_a_picture_from_being_turned():
+    exif, file = Image.Exif(), BytesIO()
+    exif[ExifTags.Base.Orientation] = 6
+    exif[ExifTags.Base.ImageWidth] = 77
+    corners().transpose(Image.Transpose.ROTATE_90).save(file, "PNG", exif=exif)
+    picture = Image.open(file)
+    picture.load()
+    # Of a type that Pillow reads, but cannot write for this tag.
+    picture.info["exif"] = picture.info["exif"].replace(b"\x01\x00\x00\x04", b"\x01\x00\x00\x0b")
+    with pytest.raises(struct.error):
+        ImageOps.exif_transpose(picture)
+    np.testing.assert_array_equal(upright(picture), corners())
+
+
+@pytest.mark.parametrize("key", ["xmp", "XML:com.adobe.xmp"])
+def test_a_picture_that_xmp_turns_is_turned_once(key):
+    picture = corners()
+    text = '<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    picture.info[key] = text if key.isupper() or ":" in key else text.encode()
+    expected = corners().transpose(Image.Transpose.ROTATE_270)
+    np.testing.assert_array_equal(upright(picture), expected)
+    np.testing.assert_array_equal(Transform(32, 24).framed(upright(picture)), Transform(32, 24).framed(expected))
+
+
 LEVELS = np.array([[0, 51, 102], [153, 204, 255]])
 
 
@@ -140,6 +165,11 @@ def test_a_file_that_is_no_picture_is_named(tmp_path, monkeypatch):
     for name in ("text.png", "large.png"):
         with pytest.raises(OSError, match=rf"{name} is not a picture that can be read"):
             preprocess(tmp_path / name, small("convnext_tiny"))
+
+
+def test_a_picture_without_pixels_is_refused():
+    with pytest.raises(ValueError, match=r"image has size \(0, 5\), expected a pixel"):
+        Transform(32, 24)(Image.new("RGB", (0, 5)))
 
 
 def test_preprocess_takes_pictures_arrays_and_paths(tmp_path):
