@@ -50,7 +50,7 @@ def schedule(layers: int, order: Order) -> np.ndarray:
 def layers_of(model: nnx.Module) -> dict[str, list[Path]]:
     """What is random in each layer, from the head down; see `randomise`."""
     paths = [*_leaves(model)]
-    upwards = model.chain() if isinstance(model, Backbone) else _parts(model, paths)
+    upwards = model.chain if isinstance(model, Backbone) else _parts(model, paths)
     order = ["head", *reversed(upwards)]
     for owner, lowest in _shared_positions(model, upwards).items():
         order.insert(order.index(lowest) + 1, owner)
