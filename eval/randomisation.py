@@ -53,7 +53,7 @@ def layers_of(model: nnx.Module) -> dict[str, list[Path]]:
     A model that is none of this package's should be as its constructor made it: a copy knows no order of definition.
     """
     paths = [*_leaves(model)]
-    upwards = model.chain() if isinstance(model, Backbone) else _parts(model, paths)
+    upwards = model.chain if isinstance(model, Backbone) else _parts(model, paths)
     order = ["head", *reversed(upwards)]
     for owner, lowest in _shared_positions(model, upwards).items():
         order.insert(order.index(lowest) + 1, owner)

@@ -97,13 +97,14 @@ class Backbone(nnx.Module):
         pooled = self.pool(features)
         return pooled if self.fc is None else cast(Callable, self.fc)(pooled)
 
+    @property
     def chain(self) -> list[str]:
         """The names of the layers from images to features, each once."""
         return [name for name, _ in self._layers()]
 
     def layer_names(self) -> list[str]:
         """Every name by which the model can be cut."""
-        return [*self.chain(), *(f"stages.{i}" for i in range(len(self.stages))), "features"]
+        return [*self.chain, *(f"stages.{i}" for i in range(len(self.stages))), "features"]
 
     def features(self, images: Array, upto: str = "features") -> Array:
         """Activation at the cut `upto`: images (B, H, W, 3), normalised -> (B, h, w, C). ValueError: no such cut."""
@@ -135,7 +136,7 @@ class Backbone(nnx.Module):
         return self.head(self.features(images))
 
     def _index_after(self, cut: str) -> int:
-        names = self.chain()
+        names = self.chain
         if cut == "features":
             return len(names)
         indices = [i + 1 for i, name in enumerate(names) if name == cut or name.startswith(f"{cut}.")]

@@ -13,8 +13,12 @@ from dcls_jax.methods import LOWERINGS
 from dcls_jax.padding import explicit_padding
 from tests.conftest import normal
 
+HERE = jax.default_backend().replace("gpu", "cuda")
 needs_native = pytest.mark.skipif(not native.available(), reason="no C++ compiler at install")
-METHODS = [pytest.param(name, marks=needs_native if name == "native" else ()) for name in (*LOWERINGS, "auto")]
+needs_gpu = pytest.mark.skipif(HERE != "cuda", reason="no GPU is here; tests/test_cuda.py runs its kernels on the CPU")
+needs_cpu = pytest.mark.skipif(HERE != "cpu", reason="these kernels are for CPUs")
+NEEDS = {"native": [needs_native, needs_cpu], "cuda": [needs_native, needs_gpu]}
+METHODS = [pytest.param(name, marks=NEEDS.get(name, [])) for name in (*LOWERINGS, "auto")]
 NOT_LOCAL = [name for name, lowering in LOWERINGS.items() if not lowering.local]
 # image, kernel, padding, stride
 CASES = [

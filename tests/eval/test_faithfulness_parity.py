@@ -1,7 +1,6 @@
 """Against the originals' loops in PyTorch, on the same model with the same weights, and against pytorch-grad-cam."""
 
 from dataclasses import replace
-from importlib import import_module
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +22,8 @@ KEY = jax.random.key(0)
 @pytest.fixture(scope="module")
 def pair():
     """A small network of ours, and the same in PyTorch: images (B, C, H, W) -> logits."""
-    import torch
-    from torch.nn import functional
+    torch = pytest.importorskip("torch")
+    functional = torch.nn.functional
 
     ours = ConvNet()
     kernels = [torch.tensor(np.asarray(conv.kernel[...]).transpose(3, 2, 0, 1)) for conv in (ours.conv1, ours.conv2)]
@@ -43,7 +42,7 @@ def pair():
 @pytest.fixture(scope="module")
 def peer():
     """pytorch-grad-cam's metrics."""
-    import_module("tests.torch_models")  # lets torchvision be imported
+    pytest.importorskip("tests.torch_models", exc_type=ImportError)  # lets torchvision be imported
     from pytorch_grad_cam import metrics
     from pytorch_grad_cam.metrics import perturbation_confidence, road  # noqa: F401  # attributes of that
 
@@ -53,7 +52,7 @@ def peer():
 @pytest.fixture(scope="module")
 def pictures():
     """Images as both take them, and maps whose values are all distinct."""
-    import torch
+    torch = pytest.importorskip("torch")
 
     rng = np.random.default_rng(0)
     images = rng.standard_normal((IMAGES, SIDE, SIDE, 3)).astype(np.float32)
@@ -62,7 +61,7 @@ def pictures():
 
 
 def rises_blur(x):
-    import torch
+    torch = pytest.importorskip("torch")
     from scipy.ndimage import gaussian_filter
 
     impulse = np.zeros((11, 11))
@@ -72,7 +71,7 @@ def rises_blur(x):
 
 
 def group_cams_blur(x):
-    import torch
+    torch = pytest.importorskip("torch")
 
     distance = torch.arange(51, dtype=torch.float32) - 25
     taps = torch.exp(-(distance**2) / (2 * 50.0**2))
@@ -86,7 +85,7 @@ def group_cams_blur(x):
     ("preset", "blur"), [("rise", rises_blur), ("group_cam_2021", group_cams_blur), ("group_cam", group_cams_blur)]
 )
 def test_curves_are_those_of_rises_loop(preset, blur, pair, pictures):
-    import torch
+    torch = pytest.importorskip("torch")
 
     ours, original = pair
     images, x, maps = pictures
@@ -111,7 +110,7 @@ def test_curves_are_those_of_rises_loop(preset, blur, pair, pictures):
 
 @pytest.mark.parametrize("maps_of", ["pixels", "cells"])
 def test_curves_are_those_of_torch_cams_metric(maps_of, pair, pictures):
-    import torch
+    torch = pytest.importorskip("torch")
 
     ours, original = pair
     images, x, maps = pictures
@@ -136,7 +135,7 @@ def test_curves_are_those_of_torch_cams_metric(maps_of, pair, pictures):
 
 
 def test_curves_are_those_of_xpliques_loop(pair, pictures):
-    import torch
+    torch = pytest.importorskip("torch")
 
     ours, original = pair
     images, x, maps = pictures
@@ -155,7 +154,7 @@ def test_curves_are_those_of_xpliques_loop(pair, pictures):
 
 
 def test_drops_are_those_of_torch_cams_metric(pair, pictures):
-    import torch
+    torch = pytest.importorskip("torch")
 
     ours, original = pair
     images, x, _ = pictures
@@ -173,7 +172,7 @@ def test_drops_are_those_of_torch_cams_metric(pair, pictures):
 
 
 def test_adcc_is_that_of_its_authors(pair, pictures):
-    import torch
+    torch = pytest.importorskip("torch")
     from scipy.stats import pearsonr
 
     ours, original = pair
@@ -202,7 +201,7 @@ def test_adcc_is_that_of_its_authors(pair, pictures):
 
 @pytest.mark.filterwarnings("ignore:__array_wrap__")
 def test_imputation_is_that_of_the_original(peer):
-    import torch
+    torch = pytest.importorskip("torch")
 
     rng = np.random.default_rng(0)
     images = rng.standard_normal((2, 48, 40, 3)).astype(np.float32)
@@ -216,7 +215,7 @@ def test_imputation_is_that_of_the_original(peer):
 
 @pytest.mark.filterwarnings("ignore:__array_wrap__")
 def test_percentiles_are_those_of_the_original(pair, peer):
-    import torch
+    torch = pytest.importorskip("torch")
 
     ours, original = pair
     rng = np.random.default_rng(0)
