@@ -26,7 +26,7 @@ SANITIZED = build/sanitized/_kernels.so
 SANITIZERS = $(shell $(CXX) -print-file-name=libasan.so) $(shell $(CXX) -print-file-name=libstdc++.so)
 
 sanitize: $(SANITIZED)
-	LD_PRELOAD="$(SANITIZERS)" ASAN_OPTIONS=detect_leaks=0 $(BIN)/python -m pytest -n 0 -m "not package" -k native \
+	LD_PRELOAD="$(SANITIZERS)" ASAN_OPTIONS=detect_leaks=0 $(BIN)/python -m pytest -n 0 -m "not parity" -k native \
 		--native-library $(SANITIZED) tests/test_lowerings.py tests/test_transformations.py tests/eval/test_rank.py
 
 $(SANITIZED): .venv/installed
@@ -52,12 +52,12 @@ SUBSET ?=
 lowest: .venv/installed
 	$(BIN)/uv venv --quiet --allow-existing --python $(PYTHON) .venv-lowest
 	$(UV) .venv-lowest/bin/python --resolution lowest-direct --editable ".[test]"
-	.venv-lowest/bin/python -m pytest -n auto --dist worksteal -m "not package" $(SUBSET)
+	.venv-lowest/bin/python -m pytest -n auto --dist worksteal -m "not package and not parity" $(SUBSET)
 
 newest: .venv/installed
 	$(BIN)/uv venv --quiet --allow-existing --python $(NEWEST_PYTHON) .venv-newest
 	$(UV) .venv-newest/bin/python --upgrade --editable ".[test]"
-	.venv-newest/bin/python -m pytest -n auto --dist worksteal -m "not package" $(SUBSET)
+	.venv-newest/bin/python -m pytest -n auto --dist worksteal -m "not package and not parity" $(SUBSET)
 
 lint: .venv/installed
 	$(BIN)/ruff check .

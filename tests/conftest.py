@@ -122,6 +122,12 @@ def strict():
         yield
 
 
+def arrays_in(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a .npz file."""
+    with np.load(path) as file:
+        return dict(file)
+
+
 # Random numbers come from NumPy, in their dtype: JAX compiles a program for each shape, to draw and to convert.
 
 

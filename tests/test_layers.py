@@ -9,7 +9,7 @@ from flax import nnx
 from dcls_jax import Conv, Dcls1d, Dcls2d, Dcls2dK1d, Dcls3_1d, Dcls3d, DclsConfig, Positions, freeze
 from dcls_jax.arrays import along_channels
 from dcls_jax.freezing import dcls_layers
-from tests.conftest import initialiser, normal
+from tests.conftest import initialiser, normal, slow
 
 pytestmark = pytest.mark.usefixtures("strict")
 
@@ -22,7 +22,7 @@ def image(dims, channels=6, size=9):
 
 @pytest.mark.parametrize("dims", [1, 2, 3])
 @pytest.mark.parametrize("version", ["v0", "v1", "max", "gauss"])
-@pytest.mark.parametrize("groups", [1, 2, 6])
+@pytest.mark.parametrize("groups", [slow(1), 2, 6])
 def test_a_layer_is_a_convolution_with_its_kernel(dims, version, groups, assert_close):
     layer = LAYERS[dims](
         6, 6, 4, 2, 2, dilated_kernel_size=5, groups=groups, version=version, padding_mode="circular", rngs=nnx.Rngs(0)

@@ -18,12 +18,13 @@ from dcls_jax.eval.data.records import RecordError, write_records
 from dcls_jax.eval.status import Status
 from dcls_jax.eval.study import study_maps
 from dcls_jax.models import Transform, create_model
+from tests.conftest import arrays_in, slow
 
 pytestmark = [pytest.mark.as_for_users, pytest.mark.optimised]
 
 
 def test_loader_is_the_original(data: Path) -> None:
-    expected = np.load(data / "clickme" / "loader_expected.npz")
+    expected = arrays_in(data / "clickme" / "loader_expected.npz")
     samples = list(clickme.load(data / "clickme" / "val-0.tfrecords"))
     assert [sample.label for sample in samples] == expected["labels"].tolist()
     assert [sample.record for sample in samples] == list(range(32))
@@ -49,8 +50,15 @@ def test_samples_are_batched_by_grain(shards: Path) -> None:
     assert batch.file[0] == str(shards / "val-10.tfrecords")
 
 
-@pytest.mark.parametrize("method", ["grad_cam", "threshold_grad_cam"])
-@pytest.mark.parametrize(("model", "name"), [("convnext", "convnext_tiny"), ("caformer", "caformer_s18")])
+@pytest.mark.parametrize(
+    ("model", "name", "method"),
+    [
+        ("convnext", "convnext_tiny", "grad_cam"),
+        slow("convnext", "convnext_tiny", "threshold_grad_cam"),
+        slow("caformer", "caformer_s18", "grad_cam"),
+        ("caformer", "caformer_s18", "threshold_grad_cam"),
+    ],
+)
 def test_study_scores(data: Path, model: str, name: str, method: str) -> None:
     study = json.loads((data / "clickme" / "expected_scores.json").read_text())
     spec, expected = study["models"][model], study["scores"][f"{model}/{method}"]
@@ -86,7 +94,7 @@ def test_aligned_compares_the_part_that_the_model_saw(shards: Path, whole: click
     assert whole.per_image[0] == pytest.approx(expected, abs=1e-3)
 
 
-@pytest.mark.parametrize("method", ["hires_cam", "eigen_cam", "smooth_grad", "guided_grad_cam"])
+@pytest.mark.parametrize("method", ["hires_cam", slow("eigen_cam"), "smooth_grad", slow("guided_grad_cam")])
 def test_every_method_is_compared_by_its_positive_part(tmp_path: Path, method: str) -> None:
     write_records(tmp_path / "val-0.tfrecords", [tiny.example(i) for i in range(3)])
     model, samples = tiny.Tiny(), list(clickme.load(tmp_path))

@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from dcls_jax.eval import demo
@@ -21,6 +22,7 @@ def test_trained_models_know_the_sample():
         assert trained["held_out"]["accuracy"] > 0.9
 
 
+@pytest.mark.slow
 def test_demo_writes_scores_and_pictures(tmp_path):
     results = demo.run(tmp_path, pictures=2)
     assert len(results) == 4

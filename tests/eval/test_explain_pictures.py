@@ -19,6 +19,7 @@ from dcls_jax.compilation import compiler_options
 from dcls_jax.eval import pictures
 from dcls_jax.files import write_file
 from dcls_jax.models import Transform
+from tests.conftest import arrays_in
 
 
 @pytree
@@ -129,9 +130,9 @@ def test_each_map_is_a_picture_of_its_own(tmp_path, picture):
     assert files == [f"overlays/noise-1-{name}.png" for name in ("grad_cam", "hires_cam", "grad_cam-2", "hires_cam-2")]
     assert sorted(path.name for path in out.iterdir()) == ["manifest.json", "maps.npz", "maps.png", "overlays"]
     assert sorted(path.name for path in (out / "overlays").iterdir()) == sorted(Path(file).name for file in files)
-    maps = np.load(out / "maps.npz")
+    maps = arrays_in(out / "maps.npz")
     seen = [np.asarray(Linear.transform.framed(Image.open(picture)))] * 2
-    shown = pictures.show_maps(seen, dict(maps), style="signed", alpha=0.5, colormap="PiYG")
+    shown = pictures.show_maps(seen, maps, style="signed", alpha=0.5, colormap="PiYG")
     for row, cells in zip(manifest["pictures"], shown.rows, strict=True):
         for file, cell in zip(row["overlays"].values(), cells[1:], strict=True):
             np.testing.assert_array_equal(Image.open(out / file), cell)
@@ -196,8 +197,9 @@ def test_pictures_are_explained_a_few_at_a_time_as_all_at_once(tmp_path, monkeyp
     assert [row | {"probability": 0} for row in parts["pictures"]] == [
         row | {"probability": 0} for row in whole["pictures"]
     ]
-    for column, maps in np.load(tmp_path / "whole" / "maps.npz").items():
-        np.testing.assert_allclose(np.load(tmp_path / "parts" / "maps.npz")[column], maps, rtol=1e-5)
+    maps = arrays_in(tmp_path / "parts" / "maps.npz")
+    for column, expected in arrays_in(tmp_path / "whole" / "maps.npz").items():
+        np.testing.assert_allclose(maps[column], expected, rtol=1e-5)
 
 
 def test_classes_are_predicted_by_a_program_compiled_as_maps_are(tmp_path, picture, monkeypatch):

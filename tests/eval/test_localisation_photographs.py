@@ -11,6 +11,7 @@ from dcls_jax.eval import localisation
 from dcls_jax.eval.data.imagenet import ImageNetFiles, read_annotations
 from dcls_jax.eval.localisation.maps import enlarged
 from dcls_jax.eval.localisation.points import peak
+from tests.conftest import arrays_in
 
 REAL = Path(__file__).parents[2] / "shared" / "real"
 
@@ -36,7 +37,7 @@ def photographs(tmp_path_factory: pytest.TempPathFactory, expected: dict[str, An
 
 
 def test_a_trained_network_points_at_real_objects(photographs: ImageNetFiles, expected: dict[str, Any]) -> None:
-    maps = np.maximum(np.load(REAL / "expected.npz")["grad_cam"], 0)
+    maps = np.maximum(arrays_in(REAL / "expected.npz")["grad_cam"], 0)
     energies, hits = [], []
     for index, (map, row) in enumerate(zip(maps, expected["images"], strict=True)):
         sample = photographs[index]

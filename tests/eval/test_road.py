@@ -10,7 +10,7 @@ from scipy.sparse.linalg import spsolve
 from dcls_jax.cam import from_functions, resize
 from dcls_jax.eval import faithfulness
 from tests.cam.toys import ConvNet
-from tests.conftest import normal
+from tests.conftest import normal, slow
 
 KEY = jax.random.key(0)
 SIDE = 16
@@ -54,7 +54,7 @@ def masks(height, width):
     }
 
 
-@pytest.mark.parametrize("size", [(32, 32), (45, 23)])
+@pytest.mark.parametrize("size", [slow((32, 32)), (45, 23)])
 def test_imputation_is_the_sparse_solvers(size):
     kinds = masks(*size)
     images = np.asarray(normal(len(kinds), *size, 3))
