@@ -129,8 +129,12 @@ def hog(map: ArrayLike) -> Array:
 
 
 def _hog(map: Array) -> Array:
-    down = jnp.pad(map[2:] - map[:-2], ((1, 1), (0, 0)))
-    right = jnp.pad(map[:, 2:] - map[:, :-2], ((0, 0), (1, 1)))
+    # Where a map does not change along an axis, as along its borders once it was enlarged, the sign of what remains
+    # would put whole gradients into the first bin or the last.
+    rounding = 4 * jnp.finfo(map.dtype).eps * jnp.abs(map).max()
+    down, right = map[2:] - map[:-2], map[:, 2:] - map[:, :-2]
+    down, right = (jnp.where(jnp.abs(side) <= rounding, 0, side) for side in (down, right))
+    down, right = jnp.pad(down, ((1, 1), (0, 0))), jnp.pad(right, ((0, 0), (1, 1)))
     rows, columns = (side // _CELL for side in map.shape)
     votes = jnp.hypot(down, right)[..., None] * _orientations(down, right)
     votes = votes[: rows * _CELL, : columns * _CELL].reshape(rows, _CELL, columns, _CELL, _ORIENTATIONS)

@@ -119,6 +119,12 @@ def test_a_map_is_like_itself_and_opposed_to_its_negative() -> None:
     assert opposed["hog"] == pytest.approx(1, abs=1e-6)  # half a turn is no turn
 
 
+def test_the_last_bits_of_a_map_turn_no_gradient() -> None:
+    a = 1 + np.abs(enlarged(0, 7, (64, 64)))  # constant along each border
+    bits = np.random.default_rng(0).integers(-1, 2, a.shape).astype(np.float32) * np.spacing(a)
+    np.testing.assert_allclose(sanity.hog(a + bits), sanity.hog(a), atol=1e-4)
+
+
 def test_values_that_quantus_publishes() -> None:
     a, b = (np.tile(np.array(row, np.float32), (48, 16)) for row in ((-1, 1, 1), (0, 0, 2)))
     assert sanity.similarity(a, b)["spearman"] == pytest.approx(0.5, abs=1e-6)
