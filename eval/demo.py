@@ -1,10 +1,11 @@
 """The main job in miniature, offline: two small models and a drawn sample in ClickMe's format, both in the package."""
 
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -14,7 +15,7 @@ from PIL import Image
 
 from dcls_jax.cam import show_maps
 from dcls_jax.cam.maps import normalise
-from dcls_jax.eval import accuracy, clickme, faithfulness, localisation
+from dcls_jax.eval import accuracy, clickme, faithfulness, localisation, sanity
 from dcls_jax.eval.data.clickme import ClickMe
 from dcls_jax.eval.data.regions import Region
 from dcls_jax.eval.metric import Result, Settings
@@ -28,7 +29,6 @@ SAMPLE = Path(__file__).parent / "sample"
 NAMES = ("convnext", "convnext_dcls")
 SHUFFLED = "convnext_shuffled"
 CLASSES = 10
-FAITHFUL = {32: ("rise", "torch_cam_change", "adcc"), 8: ("road",)}  # presets by how many pictures they take
 WHERE: dict[str, localisation.Preset] = {
     "pointing": replace(localisation.POINTING_PRESETS["torchray_voc"], data="the sample", classes=CLASSES),
     "iba": localisation.INSIDE_PRESETS["iba"],
@@ -76,31 +76,72 @@ def run(out: Path, *, pictures: int = 2) -> list[clickme.Result]:
 
 
 def suite(out: Path) -> list[Result]:
-    """Both models by every evaluation, of maps by both methods of the study; faithfulness on a part of the sample.
+    """Both models by every evaluation, and the maps of one against those of the same trained on shuffled labels.
 
-    out: the folder for a results folder per evaluation; a killed run goes on where it stopped.
+    What takes long is of one method and of the sample's first pictures, as OF_MAPS has it. out: the folder for a
+    results folder per evaluation; a killed run goes on where it stopped.
     """
     check_writable(out)
-    models, objects = sample_models(), SampleObjects()
-    accuracies = [
-        accuracy.evaluate(model, objects, Settings(out=out / f"accuracy-{name}", name=name))
-        for name, model in models.items()
-    ]
-    of_maps = [_of_maps(model, objects, name, method, out) for name, model in models.items() for method in STUDY]
-    return [*accuracies, *chain.from_iterable(zip(*of_maps, strict=True))]  # preset by preset
+    models, pictures = sample_models(), SampleObjects()
+    first = [pictures[index] for index in range(max(part.pictures or 0 for part in OF_MAPS))]
+
+    def settings(*names: str, batch_size: int = 32) -> Settings:
+        return Settings(out=out / "-".join(names), name=names[1], batch_size=batch_size)
+
+    results = [accuracy.evaluate(model, pictures, settings("accuracy", name)) for name, model in models.items()]
+    for part in OF_MAPS:
+        samples, size = (first[: part.pictures], part.pictures) if part.pictures else (pictures, 32)
+        by_model = [
+            part.evaluate(model, samples, settings(part.name, name, method, batch_size=size), method)
+            for name, model in models.items()
+            for method in part.methods
+        ]
+        results += chain.from_iterable(zip(*by_model, strict=True))  # preset by preset
+    learned, by_heart = models[NAMES[0]], shuffled_model()
+    settings_of = settings("shuffled", NAMES[0], batch_size=16)
+    return [*results, sanity.label_randomisation(learned, by_heart, first[:16], settings_of)]
 
 
-def _of_maps(model: Backbone, objects: "SampleObjects", name: str, method: str, out: Path) -> list[Result]:
-    def settings(evaluation: str) -> Settings:
-        return Settings(out=out / f"{evaluation}-{name}-{method}", name=name)
+def _alignment(model: Backbone, samples: Any, settings: Settings, method: str) -> Sequence[Result]:
+    return clickme.evaluate_protocols(model, SAMPLE, ("aligned",), method=method, settings=settings)
 
-    results: list[Result] = [clickme.evaluate(model, SAMPLE, method=method, name=name, out=settings("clickme").out)]
-    results += localisation.evaluate(model, objects, settings("localisation"), method=method, presets=WHERE)
-    for count, presets in FAITHFUL.items():
-        some = [objects[index] for index in range(count)]
-        of = settings("-".join(("faithfulness", *presets)))
-        results += faithfulness.evaluate(model, some, of, method=method, presets=presets)
-    return results
+
+def _localisation(model: Backbone, samples: Any, settings: Settings, method: str) -> Sequence[Result]:
+    return localisation.evaluate(model, samples, settings, method=method, presets=WHERE)
+
+
+def _faithfulness(model: Backbone, samples: Any, settings: Settings, method: str) -> Sequence[Result]:
+    presets = ("rise", "torch_cam_change", "adcc")
+    return faithfulness.evaluate(model, samples, settings, method=method, presets=presets)
+
+
+def _road(model: Backbone, samples: Any, settings: Settings, method: str) -> Sequence[Result]:
+    return faithfulness.evaluate(model, samples, settings, method=method, presets=("road",))
+
+
+def _sanity(model: Backbone, samples: Any, settings: Settings, method: str) -> Sequence[Result]:
+    return sanity.evaluate(model, samples, settings, method=method)[-1:]  # the mean over layers
+
+
+class Part(NamedTuple):
+    """An evaluation of maps in the suite: evaluate(model, samples, settings, method) -> results, alike for all models.
+
+    methods: of the maps. pictures: the sample's first so many; all of them unless given.
+    """
+
+    name: str
+    evaluate: Callable[[Backbone, Any, Settings, str], Sequence[Result]]
+    methods: Sequence[str] = tuple(STUDY)
+    pictures: int | None = None
+
+
+OF_MAPS = (
+    Part("clickme", _alignment),
+    Part("localisation", _localisation),
+    Part("faithfulness", _faithfulness, pictures=32),
+    Part("road", _road, ("grad_cam",), 8),
+    Part("sanity", _sanity, ("grad_cam",), 16),
+)
 
 
 class SampleObjects:

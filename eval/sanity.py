@@ -87,7 +87,8 @@ def evaluate(
     other, layers = random_twin(model, jax.random.key(seed), build)
     steps = dict(zip(layers, schedule(len(layers), order), strict=True))
     labels, options = {"method": method, "order": order, "preset": preset}, {"layer": layer, "seed": seed}
-    return _compare(model, other, layers, samples, settings, steps, labels, options)
+    title = "Similarity to the trained model's maps"
+    return _compare(title, model, other, layers, samples, settings, steps, labels, options)
 
 
 def label_randomisation(
@@ -109,11 +110,13 @@ def label_randomisation(
     layers = layers_of(model)
     steps = {SHUFFLED: np.ones(len(layers), bool)}
     labels, options = {"method": method, "preset": preset}, {"layer": layer}
-    (result,) = _compare(model, shuffled, layers, samples, settings, steps, labels, options)
+    title = "Similarity to the maps of shuffled labels"
+    (result,) = _compare(title, model, shuffled, layers, samples, settings, steps, labels, options)
     return result
 
 
 def _compare(
+    title: str,
     model: Backbone,
     other: Backbone,
     layers: Layers,
@@ -133,7 +136,7 @@ def _compare(
     maps_of = partial(_maps, method=method, layer=options["layer"], predicted=rule.predicted)
     sanity = Metric(
         name="sanity",
-        title="Similarity to the trained model's maps",
+        title=title,
         variant="random",
         variants=dict.fromkeys([*steps, *([MEAN] if len(steps) > 1 else [])], _summary),
         blank=blank_record(transform),

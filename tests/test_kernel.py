@@ -14,6 +14,7 @@ from dcls_jax import construct_kernel
 from dcls_jax.interpolation import VERSIONS, has_sigma
 from dcls_jax.kernel import _contract, _scatter, grid_axes
 from dcls_jax.models import load_weights, state_dict
+from tests.conftest import slow
 
 
 def one_element(position, size, version, sigma=None):
@@ -88,7 +89,7 @@ def test_three_dimensions_follow_the_package():
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize("size", [(5,), (5, 4), (4, 3, 5)])
+@pytest.mark.parametrize("size", [slow((5,)), (5, 4), slow((4, 3, 5))])
 def test_gradients_agree_with_finite_differences(version, size):
     rng = np.random.default_rng(0)
     with jax.enable_x64(True):

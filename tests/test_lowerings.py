@@ -11,7 +11,7 @@ from jax import lax
 from dcls_jax import depthwise_conv, native
 from dcls_jax.methods import LOWERINGS
 from dcls_jax.padding import explicit_padding
-from tests.conftest import normal
+from tests.conftest import normal, slow
 
 HERE = jax.default_backend().replace("gpu", "cuda")
 needs_native = pytest.mark.skipif(not native.available(), reason="no C++ compiler at install")
@@ -104,7 +104,7 @@ def test_values_and_gradients_match_float64(method, size, kernel_size, padding, 
 
 
 @needs_native
-@pytest.mark.parametrize("level", ["plain", "avx2", "avx512"])
+@pytest.mark.parametrize("level", ["plain", slow("avx2"), "avx512"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
     ("size", "stride", "channels"),  # 40: two whole vectors of the widest set, and half of one

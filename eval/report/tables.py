@@ -13,29 +13,33 @@ from dcls_jax.eval.cli import printable
 from dcls_jax.eval.metric import Result
 from dcls_jax.models.state_dicts import shortened
 
-_NARROW = 9  # characters of a number's column, unless a word is longer
+_NARROW = 6  # characters of a number's column, unless a word of its heading is longer
 
 
-def results_table(results: Sequence[Result]) -> Table:
-    """One row per result of the same values, narrow enough for 80 columns, without what all share."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+def results_table(results: Sequence[Result], *, stacked: bool = False) -> Table:
+    """One row per result of the same values, without what all share; stacked: what tells them apart in one column."""
+    table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)
     shared = _shared(results)
     told_by = [name for name in _labels(results[0]) if name not in shared]
-    for column in told_by:
+    for column in _cells(told_by, stacked):
         table.add_column(column, overflow="fold")
     values = list(results[0].values)
     for column in (
         *(fill(name.replace("_", " "), _NARROW, break_long_words=False) for name in values),
         "counted",
-        "left out",
+        "left\nout" if stacked else "left out",
     ):
         table.add_column(column, justify="right")
     for r in results:
         numbers = (f"{r.values[name]:.4f}" for name in values)
         reasons = "\n".join(f"{number} {status}" for status, number in r.left_out.items())
-        row = *(_labels(r)[name] for name in told_by), *numbers, str(r.counted), reasons or "0"
+        row = *_cells([_labels(r)[name] for name in told_by], stacked), *numbers, str(r.counted), reasons or "0"
         table.add_row(*map(Text, row))  # names may look like markup
     return table
+
+
+def _cells(labels: Sequence[str], stacked: bool) -> Sequence[str]:
+    return ["\n".join(labels)] if stacked else labels
 
 
 def _labels(result: Result) -> dict[str, str]:
@@ -57,6 +61,9 @@ def print_results(results: Sequence[Result], console: Console | None = None) -> 
     for (title, *_), group in groupby(results, key=lambda result: (result.title, *result.values)):
         alike = list(group)
         console.print(Text(", ".join([title, *map(" ".join, _shared(alike).items())]), "italic"))
-        console.print(results_table(alike))
+        table = results_table(alike)
+        too_wide = console.measure(table, options=console.options.update(max_width=10_000)).maximum > console.width
+        console.print(results_table(alike, stacked=True) if too_wide else table)
+        console.print()
     for line in shortened(dict.fromkeys(line for r in results for line in r.bad_records)):
         console.print(f"bad: {printable(line)}", style="red", markup=False, highlight=False, soft_wrap=True)

@@ -58,7 +58,7 @@ def maps_of(models, images, layers, methods=tuple(OPTIONS)):
     ]
 
 
-@pytest.mark.parametrize("name", ["resnet50", slow("convnext_tiny"), "caformer_s18", slow("fastvit_sa24")])
+@pytest.mark.parametrize("name", [slow("resnet50"), slow("convnext_tiny"), "caformer_s18", slow("fastvit_sa24")])
 def test_our_models_are_cut_as_they_cut_themselves(name, assert_close):
     model, images = random_model(lambda: small(name)), normal(2, 32, 32, 3)
     # One method of each kind, as the slower models take seconds to trace for each.

@@ -2,6 +2,7 @@
 
 import io
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,7 @@ def test_table_shows_results_side_by_side() -> None:
         [first, result("empty", "published", [], [CONSTANT] * 2), result("whole", "aligned", [0.5], [COUNTED])], 80
     )
     assert lines[0] == "ClickMe human alignment, method grad_cam"
-    rows = [line.split() for line in lines[5:9]]
+    rows = [line.split() for line in lines[4:8]]
     assert rows == [
         ["convnext_tiny", "aligned", f"{0.3 / 0.65753:.4f}", "0.3000", "2", "2", "constant", "map"],
         ["1", "unreadable"],
@@ -52,14 +53,30 @@ def test_table_shows_results_side_by_side() -> None:
 def test_what_all_rows_share_stands_in_the_title() -> None:
     lines = printed([result(name, "aligned", [0.5], [COUNTED]) for name in ("convnext_small", "convnext_tiny")], 80)
     assert lines[0] == "ClickMe human alignment, method grad_cam, protocol aligned"
-    assert lines[2].split() == ["mean"]
-    assert lines[3].split() == ["model", "alignment", "spearman", "counted", "left", "out"]
+    assert lines[1].split() == ["mean"]
+    assert lines[2].split() == ["model", "alignment", "spearman", "counted", "left", "out"]
 
 
 def test_one_model_stands_in_the_title_of_several_rows() -> None:
     lines = printed([result("convnext_tiny", protocol, [0.5], [COUNTED]) for protocol in ("aligned", "published")], 80)
     assert lines[0] == "ClickMe human alignment, model convnext_tiny, method grad_cam"
-    assert [line.split()[0] for line in lines[5:7]] == ["aligned", "published"]
+    assert [line.split()[0] for line in lines[4:6]] == ["aligned", "published"]
+
+
+def test_what_is_too_wide_stacks_what_tells_rows_apart() -> None:
+    rows = [
+        replace(
+            result(name, "aligned", [0.5], [COUNTED]),
+            labels={"method": "threshold_grad_cam"},
+            values={f"measure {i}": 0.5 for i in range(6)},
+        )
+        for name in ("convnext_tiny", "convnext_tiny_dcls")
+    ]
+    rows[1].labels["method"] = "grad_cam"
+    numbers = ["0.5000"] * 6
+    stacked, wide = ([line.split() for line in printed(rows, width)] for width in (80, 120))
+    assert stacked[4:6] == [["convnext_tiny", *numbers, "1", "0"], ["threshold_grad_cam"]]
+    assert wide[4] == ["convnext_tiny", "threshold_grad_cam", *numbers, "1", "0"]
 
 
 def test_progress_without_a_terminal_is_lines(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,6 +18,7 @@ from dcls_jax.cam import METHODS, resize
 from dcls_jax.eval import Settings, cli, demo, sanity
 from dcls_jax.eval.metric import Result
 from dcls_jax.eval.randomisation import layers_of
+from dcls_jax.eval.report import print_results
 from dcls_jax.eval.status import Status
 from dcls_jax.models import Backbone, create_model
 from tests.conftest import random_model
@@ -222,7 +223,7 @@ def test_what_does_not_fit_is_named() -> None:
         sanity.label_randomisation(*demo.sample_models().values(), SAMPLES)
 
 
-def test_a_model_that_learned_shuffled_labels_looks_elsewhere() -> None:
+def test_a_model_that_learned_shuffled_labels_looks_elsewhere(capsys: pytest.CaptureFixture[str]) -> None:
     trained = json.loads((demo.SAMPLE / "convnext_shuffled.json").read_text())
     assert trained["history"][-1]["accuracy"] > 0.99  # of the labels that it was shown
     assert trained["held_out"]["accuracy"] < 0.15  # of ten classes
@@ -233,6 +234,10 @@ def test_a_model_that_learned_shuffled_labels_looks_elsewhere() -> None:
     assert found.labels == {"method": "grad_cam", "preset": "standard", "random": "shuffled labels"}
     assert found.counted == 16
     assert abs(found.values["spearman"]) < 0.2
+    print_results([found, *run()])  # a table each
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Similarity to the maps of shuffled labels, method grad_cam" in said
+    assert "Similarity to the trained model's maps, model Tiny" in said, said
     itself = sanity.label_randomisation(model, model, pictures, settings)
     assert itself.values == {
         **{name: pytest.approx(1, abs=1e-5) for name in MEASURES},

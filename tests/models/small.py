@@ -2,9 +2,10 @@
 
 from dcls_jax import DclsConfig
 from dcls_jax.models import Backbone, create_model
+from tests.conftest import slow
 
-# One of each, whose other models differ in depths and widths alone.
-FAMILIES = ("resnet50", "convnext_tiny", "caformer_s18", "convformer_s18", "fastvit_sa24")
+# One of each, whose other models differ in depths, widths and the places of attention alone.
+FAMILIES = ("resnet50", "convnext_tiny", "caformer_s18", "fastvit_sa24")
 SMALL = {"depths": (1, 1), "dims": (8, 32), "num_classes": 4, "dcls": DclsConfig(3, 5, "v1")}
 MODELS = {
     "resnet50": {},
@@ -12,6 +13,8 @@ MODELS = {
     "caformer_s18": {"token_mixers": ("convolution", "attention")},
     "fastvit_sa24": {},
 }
+# For what all families have from `Backbone`: between them every kind of layer.
+SOME = [slow("resnet50"), slow("convnext_tiny"), "caformer_s18", "fastvit_sa24"]
 
 
 def small(name: str, **options: object) -> Backbone:

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from tests.conftest import normal, random_model
-from tests.models.small import MODELS, small
+from tests.models.small import SOME, small
 
 
-@pytest.fixture(params=MODELS)
+@pytest.fixture(params=SOME)
 def name(request):
     return request.param
 

@@ -23,7 +23,8 @@ from tests.golden import load
 golden = cache(load)
 
 
-def test_cuts(assert_close):
+def test_cuts():
+    """That all lead to the same logits is tested of every golden case."""
     model, expected = golden("fastvit_dcls_v1")
     names = model.layer_names()
     assert names == [
@@ -33,10 +34,8 @@ def test_cuts(assert_close):
         *("stages.3.downsample", "stages.3.pos_emb", "stages.3.blocks.0", "conv_exp"),
         *("stages.0", "stages.1", "stages.2", "stages.3", "features"),
     ]
-    for name in names:
-        activations = model.features(expected["image"], upto=name)
-        assert_close(model.head(activations, start=name), expected["logits"], 1e-5)
-    assert model.features(expected["image"], upto="stages.3").shape == (2, 2, 2, 64)
+    last = jax.eval_shape(lambda model, x: model.features(x, upto="stages.3"), model, expected["image"])
+    assert last.shape == (2, 2, 2, 64)
 
 
 def listing(name: str) -> dict[str, np.ndarray]:

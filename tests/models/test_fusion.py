@@ -12,6 +12,7 @@ from dcls_jax import freeze
 from dcls_jax.models.fastvit import FastViT, MultiBranch
 from dcls_jax.models.fusion import Filter, Fusible, identity, reparameterise
 from dcls_jax.models.norms import BatchNorm
+from tests.conftest import slow
 from tests.golden import load
 
 
@@ -19,7 +20,7 @@ def shapes(model: nnx.Module) -> dict[tuple, tuple[int, ...]]:
     return {path: leaf.shape for path, leaf in nnx.to_flat_state(nnx.state(model))}
 
 
-@pytest.mark.parametrize("case", ["fastvit_base", "fastvit_dcls_v1"])
+@pytest.mark.parametrize("case", [slow("fastvit_base"), "fastvit_dcls_v1"])
 def test_frozen_and_reparameterised_models_give_the_same(case, assert_close):
     model, expected = load(case)
     training = nnx.clone(model)

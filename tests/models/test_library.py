@@ -14,14 +14,14 @@ from jax.sharding import PartitionSpec as P
 from dcls_jax import Dcls1d, Dcls2d, freeze
 from dcls_jax.models import CheckpointError, create, load_weights, reparameterise, save_weights, state_dict
 from tests.conftest import normal, random_model, slow
-from tests.models.small import MODELS, small
+from tests.models.small import MODELS, SOME, small
 
 forward = jax.jit(lambda model, x: model(x))
 features = jax.jit(lambda model, x: model.features(x))
 pooled = jax.jit(lambda model, features: model.pool(features))
 
 
-@pytest.fixture(params=MODELS)
+@pytest.fixture(params=SOME)
 def name(request):
     return request.param
 
