@@ -17,13 +17,13 @@ _NARROW = 6  # characters of a number's column, unless a word of its heading is 
 
 
 def results_table(results: Sequence[Result], *, stacked: bool = False) -> Table:
-    """One row per result of the same values, without what all share; stacked: what tells them apart in one column."""
+    """One row per result, without what all share; stacked: what tells them apart in one column."""
     table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)
     shared = _shared(results)
     told_by = [name for name in _labels(results[0]) if name not in shared]
     for column in _cells(told_by, stacked):
         table.add_column(column, overflow="fold")
-    values = list(results[0].values)
+    values = list(dict.fromkeys(name for r in results for name in r.values))
     for column in (
         *(fill(name.replace("_", " "), _NARROW, break_long_words=False) for name in values),
         "counted",
@@ -31,7 +31,7 @@ def results_table(results: Sequence[Result], *, stacked: bool = False) -> Table:
     ):
         table.add_column(column, justify="right")
     for r in results:
-        numbers = (f"{r.values[name]:.4f}" for name in values)
+        numbers = (f"{r.values[name]:.4f}" if name in r.values else "" for name in values)
         reasons = "\n".join(f"{number} {status}" for status, number in r.left_out.items())
         row = *_cells([_labels(r)[name] for name in told_by], stacked), *numbers, str(r.counted), reasons or "0"
         table.add_row(*map(Text, row))  # names may look like markup
@@ -55,10 +55,10 @@ def _shared(results: Sequence[Result]) -> dict[str, str]:
 def print_results(results: Sequence[Result], console: Console | None = None) -> None:
     """Print a table for each metric, and below them the first ten records that could not be read, and how many more.
 
-    Results of one metric that have other values, by its presets, have a table of their own.
+    Results of one metric by several presets have a table for each.
     """
     console = Console() if console is None else console
-    for (title, *_), group in groupby(results, key=lambda result: (result.title, *result.values)):
+    for (title, _), group in groupby(results, key=lambda result: (result.title, result.labels.get("preset"))):
         alike = list(group)
         console.print(Text(", ".join([title, *map(" ".join, _shared(alike).items())]), "italic"))
         table = results_table(alike)

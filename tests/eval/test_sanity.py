@@ -263,7 +263,7 @@ def test_the_command_goes_on_where_it_was_and_shows_a_row_for_each_layer(
     assert printed[0] == printed[1]
     title = "Similarity to the trained model's maps, model convnext_tiny, method grad_cam, order independent"
     assert title in " ".join(printed[0].split())
-    rows = [line.split() for line in printed[0].splitlines() if line.startswith(" ")]
+    rows = [line.split() for line in printed[0].splitlines() if line]
     assert [row[0] for row in rows if row[-2:] == ["10", "0"]] == [*LAYERS, "mean"]
     assert ["random", "spearman", "abs", "ssim", "hog", "counted", "left", "out"] in rows
     folder = tmp_path / "sanity-convnext_tiny-grad_cam-independent-standard"
