@@ -19,10 +19,10 @@ from flax import nnx
 
 from dcls_jax.cam.masks import chosen_convention
 from dcls_jax.eval.data.records import RecordError
-from dcls_jax.eval.data.source import Source
+from dcls_jax.eval.data.source import Source, class_of
 from dcls_jax.eval.results import ResultsFolder, check_writable
-from dcls_jax.eval.runner import OnHost, Results, Runner
-from dcls_jax.eval.status import Scores, Status
+from dcls_jax.eval.runner import OnHost, Results, Row, Runner
+from dcls_jax.eval.status import Scores, Status, counted
 from dcls_jax.freezing import freeze
 from dcls_jax.models import Backbone, Transform
 from dcls_jax.models.state_dicts import shortened
@@ -104,6 +104,7 @@ class Result:
     title: what was measured. name: the model's. labels: what else tells it from other rows. values: by name.
     scores: of each record, by name, (n, ...) in data order, NaN where it does not count. status: why, the codes (n,).
     bad_records: one line for each record that could not be read, and for each place that records were lost at.
+    seconds: of the pass over the data. classes: of each record (n,), -1 where it has none or could not be read.
     """
 
     title: str
@@ -114,6 +115,7 @@ class Result:
     status: np.ndarray
     bad_records: tuple[str, ...]
     seconds: float
+    classes: np.ndarray
 
     @property
     def counted(self) -> int:
@@ -128,8 +130,9 @@ class Result:
 
     def summary(self) -> dict[str, Any]:
         """As JSON values, without the scores of single records."""
+        about = {"title": self.title, "labels": dict(self.labels)}
         numbers = {"counted": self.counted, "left_out": {str(status): n for status, n in self.left_out.items()}}
-        return {**self.values, **numbers, "bad_records": list(self.bad_records), "seconds": self.seconds}
+        return about | {**self.values, **numbers, "bad_records": list(self.bad_records), "seconds": self.seconds}
 
 
 def run(metric: Metric[S, Any], model: Backbone, source: Source[S], settings: Settings) -> tuple[Result, ...]:
@@ -144,7 +147,7 @@ def run(metric: Metric[S, Any], model: Backbone, source: Source[S], settings: Se
     runner = runner_of(metric, model, source, settings)
     identity = {"arguments": _arguments(metric, model, settings), "data": source.identity()} | runner.identity()
     with nullcontext() if settings.out is None else ResultsFolder(settings.out, identity) as folder:
-        scores = {variant: _counted(scores) for variant, scores in runner.run(folder).items()}
+        scores = {variant: counted(scores) for variant, scores in runner.run(folder).items()}
         bad = (*_unreadable(metric, source, scores), *source.damage)
         results = tuple(
             Result(
@@ -156,11 +159,13 @@ def run(metric: Metric[S, Any], model: Backbone, source: Source[S], settings: Se
                 status=scores[variant].status,
                 bad_records=bad,
                 seconds=runner.seconds,
+                classes=runner.classes,
             )
             for variant, summarise in metric.variants.items()
         )
         if folder is not None:
-            folder.finish({"results": {result.labels[metric.variant]: result.summary() for result in results}})
+            summary = {"results": {result.labels[metric.variant]: result.summary() for result in results}}
+            folder.finish(summary, places=[source.place(index) for index in range(len(source))])
     return results
 
 
@@ -192,10 +197,10 @@ def _arguments(metric: Metric[Any, Any], model: Backbone, settings: Settings) ->
     }
 
 
-def reader_of(metric: Metric[S, R], source: Source[S], *, skip_bad: bool) -> Callable[[int], tuple[R, Any] | Status]:
-    """What `Runner` reads by: record i and what is set aside, or why there is none."""
+def reader_of(metric: Metric[S, R], source: Source[S], *, skip_bad: bool) -> Callable[[int], Row | Status]:
+    """What `Runner` reads by."""
 
-    def read(index: int) -> tuple[R, Any] | Status:
+    def read(index: int) -> Row | Status:
         try:
             sample = source[index]
             record = _prepared(metric, source, index, sample)
@@ -203,7 +208,7 @@ def reader_of(metric: Metric[S, R], source: Source[S], *, skip_bad: bool) -> Cal
             if not skip_bad:
                 raise
             return Status.UNREADABLE
-        return record if isinstance(record, Status) else (record, metric.aside(sample))
+        return record if isinstance(record, Status) else Row(record, metric.aside(sample), class_of(sample))
 
     return read
 
@@ -213,25 +218,6 @@ def _prepared(metric: Metric[S, R], source: Source[S], index: int, sample: S) ->
         return metric.prepare(sample)
     except RecordError as error:
         raise RecordError(f"{source.place(index)}: {error}") from error
-
-
-def _counted(scores: Scores) -> Scores:
-    """With a status for values that are not finite all the same, and NaN for what does not count."""
-    values, status = scores
-    status = status.copy()
-    for value in values.values():
-        finite = np.isfinite(value.reshape(len(value), -1)).all(1)
-        status[~finite & (status == Status.COUNTED.code)] = Status.NOT_FINITE.code
-    counts = status == Status.COUNTED.code
-    return Scores({name: _with_nan(value, ~counts) for name, value in values.items()}, status)
-
-
-def _with_nan(values: np.ndarray, where: np.ndarray) -> np.ndarray:
-    if not where.any():
-        return values
-    values = values.astype(np.result_type(values, np.float32))
-    values[where] = np.nan
-    return values
 
 
 def _summary(summarise: Summarise, scores: Scores) -> Mapping[str, float]:

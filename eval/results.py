@@ -1,8 +1,9 @@
 """A folder of results that a killed run leaves usable and a rerun completes.
 
-`run.json` says what is computed, `part-000000.npz` and so on hold one batch each, `summary.json` is written last; by
-`lock` one run at a time holds the folder (`models/locks.py` says where). Files appear under their names only when
-complete; a half-written one, which only a killed run leaves, keeps the ending `.tmp` and is written anew.
+`run.json` says what is computed, `part-000000.npz` and so on hold one batch each, `places.json` says where each record
+is, and `summary.json` is written last; `load` reads them. By `lock` one run at a time holds the folder
+(`models/locks.py` says where). Files appear under their names only when complete; a half-written one, which only a
+killed run leaves, keeps the ending `.tmp` and is written anew.
 """
 
 import errno
@@ -16,19 +17,21 @@ import zlib
 from collections.abc import Callable, Iterator
 from os import PathLike
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, NamedTuple, Self, cast
 
 import jax
 import numpy as np
 
 from dcls_jax.eval.hosts import together
 from dcls_jax.eval.locks import ResultsError, hold
+from dcls_jax.eval.status import Scores, Status, counted
 from dcls_jax.files import write_bytes, write_file
 from dcls_jax.models.locks import now
 from dcls_jax.models.state_dicts import shortened
 
 Arrays = dict[str, np.ndarray]
 
+PLACES = "places.json"
 _TIMES = "started", "finished", "seconds"  # what may differ between two runs of one thing
 
 
@@ -50,7 +53,7 @@ class ResultsFolder:
                 if jax.process_index() == 0:
                     self._begin()
             with together():
-                self._check_same(_read_json(self.path / "run.json"))
+                self._check_same(read_json(self.path / "run.json"))
         except BaseException:
             self.close()
             raise
@@ -96,26 +99,88 @@ class ResultsFolder:
     def read(self, batch: int, length: int) -> Arrays:
         """The results of one batch, of `length` rows. Raises ResultsError naming a part that cannot be read."""
         path = self.part(batch)
-        try:
-            with path.open("rb") as file, np.load(file) as part:
-                arrays = dict(part)
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            raise ResultsError(f"{path} cannot be read ({error}); delete it and run again") from error
+        arrays = _arrays(path)
         if any(len(array) != length for array in arrays.values()):
             raise ResultsError(f"{path} does not hold {length} results; delete it and run again")
         return arrays
 
-    def finish(self, summary: dict[str, Any]) -> None:
-        """Write `summary.json`, unless one is there that says the same."""
+    def finish(self, summary: dict[str, Any], places: list[str]) -> None:
+        """Write `places.json`, and `summary.json` unless one is there that says the same."""
         if jax.process_index() != 0:
             return
+        if not (self.path / PLACES).exists():
+            write_json(self.path / PLACES, {"places": places})
         path, content = self.path / "summary.json", _without_nan(summary | self._identity)
         try:
-            if _flat(_read_json(path)) == _flat(content):
+            if _flat(read_json(path)) == _flat(content):
                 return
         except (OSError, ResultsError):
             pass  # none, or one cut short
         write_json(path, {"finished": now()} | content)
+
+
+class Contents(NamedTuple):
+    """What a finished results folder holds: `run.json`, `summary.json`, columns of all parts in data order, places."""
+
+    run: dict[str, Any]
+    summary: dict[str, Any]
+    columns: Arrays
+    places: list[str]
+
+
+def contents(folder: str | PathLike[str]) -> Contents:
+    """Read a finished results folder. Raises ResultsError, naming what is missing or cannot be read."""
+    path = Path(folder)
+    if not (path / "summary.json").exists():
+        unfinished = (path / "run.json").exists()
+        raise ResultsError(
+            f"{path} holds {'an unfinished run; run it again to its end' if unfinished else 'no results (run.json)'}"
+        )
+    run, summary, places = (read_json(path / name) for name in ("run.json", "summary.json", PLACES))
+    parts = [_arrays(part) for part in sorted(path.glob("part-*.npz"))]
+    columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
+    if any(len(column) != len(places["places"]) for column in columns.values()) or not columns:
+        raise ResultsError(f"{path} lacks parts of its {len(places['places'])} records; run it again")
+    return Contents(run, summary, columns, places["places"])
+
+
+def load(folder: str | PathLike[str]) -> Arrays:
+    """The scores of single records, as columns of equal length: `pandas.DataFrame(load(folder))`, polars likewise.
+
+    A row for each record and variant: "record" its number in data order, "place" its file and number there, "label" its
+    class or -1, the labels of the result ("method", "protocol" or "preset" and so on), "model", "status" in words, and
+    the values, float32, NaN where the record does not count or the variant has no such value. Values of several numbers
+    (curves) have two axes, and are not in the table: the parts hold them, as "variant.value".
+    Raises ResultsError for a folder without a finished run.
+    """
+    run, summary, columns, places = contents(folder)
+    tables = [
+        _rows(variant, entry, run["arguments"]["name"], columns, np.array(places))
+        for variant, entry in summary["results"].items()
+    ]
+    names = dict.fromkeys(name for table in tables for name in table)
+    empty = np.full(len(places), np.nan, np.float32)
+    return {name: np.concatenate([table.get(name, empty) for table in tables]) for name in names}
+
+
+def _rows(variant: str, entry: dict[str, Any], model: str, columns: Arrays, places: np.ndarray) -> Arrays:
+    count, (values, status) = len(places), scores_of(columns, variant)
+    return {
+        "record": np.arange(count),
+        "place": places,
+        "label": columns["label"],
+        **{name: np.full(count, label) for name, label in {"model": model, **entry["labels"]}.items()},
+        "status": np.array(list(Status))[status],
+        **{name: column.astype(np.float32) for name, column in values.items() if column.ndim == 1},
+    }
+
+
+def scores_of(columns: Arrays, variant: str) -> Scores:
+    """A variant's, of a folder's columns, NaN where a record does not count."""
+    own = {
+        name.removeprefix(f"{variant}."): column for name, column in columns.items() if name.startswith(f"{variant}.")
+    }
+    return counted(Scores(own, own.pop("status")))
 
 
 def _flat(content: dict[str, Any]) -> dict[str, Any]:
@@ -132,7 +197,16 @@ def _leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str,
             yield from _leaves(item, (*path, str(name)))
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _arrays(path: Path) -> Arrays:
+    try:
+        with path.open("rb") as file, np.load(file) as part:
+            return dict(part)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ResultsError(f"{path} cannot be read ({error}); delete it and run again") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises ResultsError for what cannot be read as one."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from operator import itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import grain
 import jax
@@ -24,11 +24,22 @@ from dcls_jax.eval.results import Arrays, ResultsFolder
 from dcls_jax.eval.status import Scores, Status
 
 Step = Callable[[Any, Any], Any]
-Rows = list[tuple[Any, Any] | Status]  # of one batch: record and what is set aside, or why there is none
 Results = dict[str, Scores]
 
-FORMAT = 2  # of what results folders hold
+FORMAT = 3  # of what results folders hold
+LABEL = "label"  # their column of classes
 _PACKAGES = ("jax", "jaxlib", "flax", "numpy", "pillow", "simplejpeg")
+
+
+class Row(NamedTuple):
+    """What is read of a record: an array pytree for the step, what is set aside for `OnHost`, its class or -1."""
+
+    record: Any
+    aside: Any = None
+    label: int = -1
+
+
+Rows = list[Row | Status]  # of one batch; a status says why there is no record
 
 
 @dataclass(frozen=True)
@@ -50,8 +61,8 @@ class Runner:
         record's result must not depend on the batch's other records, because each device gets its share and the last
         batch is padded. With `on_host` it may give anything, of which that makes scores.
     state: a pytree, weights for instance; copied to every device.
-    read(i) -> record i, a pytree of arrays like `blank`, and what is set aside for `on_host`; or a status other than
-        counted, which says why there is none. Called in threads.
+    read(i) -> record i, a pytree of arrays like `blank`, in its row; or a status other than counted, which says why
+        there is none. Called in threads.
 
     Raises ValueError if there are no records or the host's devices cannot share `batch_size` evenly.
     """
@@ -60,7 +71,7 @@ class Runner:
         self,
         step: Step,
         state: Any,
-        read: Callable[[int], tuple[Any, Any] | Status],
+        read: Callable[[int], Row | Status],
         blank: Any,
         count: int,
         *,
@@ -77,6 +88,7 @@ class Runner:
         self._read, self._count, self._batch_size, self._progress = read, count, batch_size, progress
         self._on_host = on_host
         self.seconds = 0.0
+        self.classes = np.full(count, -1, np.int32)
 
         mesh = Mesh(np.asarray(devices), ("batch",))
         everywhere, shared = PartitionSpec(), PartitionSpec("batch")
@@ -112,6 +124,7 @@ class Runner:
     def run(self, folder: ResultsFolder | None = None) -> Results:
         """The results of all records, in data order; batches that `folder` has are not computed again.
 
+        What took how long, and the records' classes, are in `seconds` and `classes` afterwards.
         Records that could not be had have the status that the reader gave, and zeros.
         Raises ValueError if there are several hosts and no folder for them to meet in.
         """
@@ -124,16 +137,18 @@ class Runner:
         results = {}
         shown = self._progress and host == 0
         with together(), progress_of(sum(map(self._length, pending)), shown) as advance:
-            for batch, scores in self._compute(pending):
+            for batch, arrays in self._compute(pending):
                 if folder is None:
-                    results[batch] = _flat(scores)
+                    results[batch] = arrays
                 else:
-                    folder.save(batch, _flat(scores))
+                    folder.save(batch, arrays)
                 advance(self._length(batch))
         if folder is not None:
             results = {batch: folder.read(batch, self._length(batch)) for batch in batches}
         self.seconds = time.perf_counter() - start
-        return self._nested({key: np.concatenate([results[batch][key] for batch in batches]) for key in results[0]})
+        columns = {key: np.concatenate([results[batch][key] for batch in batches]) for key in results[0]}
+        self.classes = columns.pop(LABEL)
+        return self._nested(columns)
 
     def _nested(self, arrays: Arrays) -> Results:
         return {
@@ -144,7 +159,7 @@ class Runner:
     def _length(self, batch: int) -> int:
         return min(self._batch_size, self._count - batch * self._batch_size)
 
-    def _compute(self, pending: list[int]) -> Iterator[tuple[int, Results]]:
+    def _compute(self, pending: list[int]) -> Iterator[tuple[int, Arrays]]:
         """Results by batch; a batch is on its way to the devices before the one before it is waited for."""
         if not pending:
             return
@@ -160,16 +175,18 @@ class Runner:
     def _put(self, arrays: Any) -> Any:
         return jax.device_put(arrays, self._sharding)
 
-    def _fetch(self, batch: int, rows: Rows, outputs: Any | None) -> tuple[int, Results]:
-        """The scores of a batch's rows, once its outputs are there; none where it held no record."""
+    def _fetch(self, batch: int, rows: Rows, outputs: Any | None) -> tuple[int, Arrays]:
+        """The scores of a batch's rows, once its outputs are there, none where it held no record, and their classes."""
         fetched = jax.tree.map(np.asarray, outputs)
         scores = [
             _without_record(self._no_scores, row)
             if isinstance(row, Status)
-            else self._scored(jax.tree.map(itemgetter(i), fetched), row[1])
+            else self._scored(jax.tree.map(itemgetter(i), fetched), row.aside)
             for i, row in enumerate(rows)
         ]
-        return batch, jax.tree.map(lambda like, *values: np.stack(values).astype(like.dtype), self._no_scores, *scores)
+        stacked = jax.tree.map(lambda like, *values: np.stack(values).astype(like.dtype), self._no_scores, *scores)
+        labels = [-1 if isinstance(row, Status) else row.label for row in rows]
+        return batch, _flat(stacked) | {LABEL: np.array(labels, np.int32)}
 
     def _scored(self, output: Any, aside: Any) -> Results:
         return output if self._on_host is None else self._on_host.score(output, aside)
@@ -185,7 +202,7 @@ class Runner:
             yield batch, rows, None if all(isinstance(row, Status) for row in rows) else self._stacked(rows)
 
     def _stacked(self, rows: Rows) -> Any:
-        filled = [self._blank if isinstance(row, Status) else row[0] for row in rows]
+        filled = [self._blank if isinstance(row, Status) else row.record for row in rows]
         return jax.tree.map(lambda *values: _padded(values, self._batch_size), *filled)
 
 

@@ -6,6 +6,7 @@ from functools import reduce
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
@@ -55,3 +56,22 @@ def map_status(maps: ArrayLike, constant: Status = Status.CONSTANT) -> Array:
 def first_reason(*codes: Array) -> Array:
     """Of several codes of each record the first that is not `COUNTED`."""
     return reduce(lambda first, other: jnp.where(first != Status.COUNTED.code, first, other), codes)
+
+
+def counted(scores: Scores) -> Scores:
+    """With a status for values that are not finite all the same, and NaN for what does not count."""
+    values, status = scores
+    status = status.copy()
+    for value in values.values():
+        finite = np.isfinite(value.reshape(len(value), -1)).all(1)
+        status[~finite & (status == Status.COUNTED.code)] = Status.NOT_FINITE.code
+    counts = status == Status.COUNTED.code
+    return Scores({name: _with_nan(value, ~counts) for name, value in values.items()}, status)
+
+
+def _with_nan(values: np.ndarray, where: np.ndarray) -> np.ndarray:
+    if not where.any():
+        return values
+    values = values.astype(np.result_type(values, np.float32))
+    values[where] = np.nan
+    return values

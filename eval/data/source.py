@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
+import numpy as np
+
 from dcls_jax.eval.data.records import RecordError
 
 S_co = TypeVar("S_co", covariant=True)
@@ -67,6 +69,12 @@ class Located(Source[S_co], Protocol[S_co]):
 def as_source(samples: Samples[S_co]) -> Source[S_co]:
     """The samples themselves where they are a source, else `Listed`."""
     return samples if isinstance(samples, Source) else Listed(samples)
+
+
+def class_of(sample: Any) -> int:
+    """The class of a sample: its `label`, or of a tuple (image, label, ...) the second; -1 where it has no such."""
+    label = getattr(sample, "label", sample[1] if isinstance(sample, tuple) and len(sample) > 1 else None)
+    return int(label) if isinstance(label, int | np.integer) else -1
 
 
 def check_label(label: int, classes: int) -> None:

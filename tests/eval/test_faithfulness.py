@@ -13,7 +13,7 @@ from scipy import ndimage
 from dcls_jax.cam import from_functions, layer_cam, postprocess, resize
 from dcls_jax.eval import faithfulness
 from dcls_jax.eval.faithfulness import FLIPPING_PRESETS, SUBSTRATES, Status
-from dcls_jax.eval.runner import Runner
+from dcls_jax.eval.runner import Row, Runner
 from dcls_jax.eval.status import Scores
 from tests.cam.toys import ConvNet
 from tests.conftest import normal, slow
@@ -425,9 +425,9 @@ def test_the_runner_gives_each_image_what_it_gets_alone():
         return {"all": Scores(values, faithfulness.map_status(batch["map"]))}
 
     def read(i):
-        return {"image": images[i], "map": maps[i], "number": np.asarray(i, np.int32)}, None
+        return Row({"image": images[i], "map": maps[i], "number": np.asarray(i, np.int32)})
 
-    scores = Runner(step, state, read, read(0)[0], count, batch_size=8, progress=False).run()["all"]
+    scores = Runner(step, state, read, read(0).record, count, batch_size=8, progress=False).run()["all"]
     for i in (0, 7, 9):
         batch = {"image": images[i : i + 1], "map": maps[i : i + 1], "number": np.array([i], np.int32)}
         for name, alone in step(state, batch)["all"].values.items():

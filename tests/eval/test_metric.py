@@ -141,7 +141,7 @@ def test_a_folder_of_another_metric_or_of_another_format_is_refused(tmp_path: Pa
     before = json.loads(path.read_text())
     del before["format"]
     path.write_text(json.dumps(before))
-    with pytest.raises(ResultsError, match=r"another run; choose another folder\.\n  format: None there, 2 now"):
+    with pytest.raises(ResultsError, match=r"another run; choose another folder\.\n  format: None there, 3 now"):
         evaluate([*SAMPLES], out=tmp_path)
 
 
@@ -171,7 +171,8 @@ def test_what_is_no_function_of_arrays_is_scored_on_the_host(tmp_path: Path) -> 
     assert result.left_out == {Status.DIFFICULT: 9, Status.EASY: sum(easy)}
     for part in tmp_path.glob("part-*"):
         with np.load(part) as arrays:
-            assert {name: values.dtype for name, values in arrays.items()} == {"rows.sums": "f4", "rows.status": "i1"}
+            types = {name: values.dtype for name, values in arrays.items()}
+            assert types == {"rows.sums": "f4", "rows.status": "i1", "label": "i4"}
 
 
 def test_no_samples_are_an_error() -> None:

@@ -24,7 +24,7 @@ def result(name: str, protocol: str, scores: list[float], status: list[Status], 
     per_image[codes == 0] = counted
     labels = {"method": "grad_cam", "protocol": protocol}
     values = _summary({"spearman": counted})
-    return Result("ClickMe human alignment", name, labels, values, {"spearman": per_image}, codes, bad, 1.0)
+    return Result("ClickMe human alignment", name, labels, values, {"spearman": per_image}, codes, bad, 1.0, codes)
 
 
 def printed(results: list[Result], width: int) -> list[str]:

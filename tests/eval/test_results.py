@@ -24,7 +24,7 @@ def test_parts_and_summary(tmp_path: Path) -> None:
     with ResultsFolder(folder.path, IDENTITY) as again:
         assert again.has(0)
         np.testing.assert_array_equal(again.read(0, 2)["score"], np.array([1.0, np.nan], np.float32))
-        again.finish({"alignment": float("nan")})
+        again.finish({"alignment": float("nan")}, ["here"])
     summary = json.loads((folder.path / "summary.json").read_text())
     assert summary["alignment"] is None
     assert summary["arguments"]["method"] == "grad_cam"
@@ -59,13 +59,13 @@ def test_a_run_that_cannot_be_read_is_named(tmp_path: Path, content: str) -> Non
 def test_a_summary_cut_short_is_written_anew(tmp_path: Path, damaged: str) -> None:
     path = tmp_path / "summary.json"
     with ResultsFolder(tmp_path, IDENTITY) as folder:
-        folder.finish({"alignment": 0.5, "seconds": 1.0})
+        folder.finish({"alignment": 0.5, "seconds": 1.0}, ["here"])
         whole = path.read_text()
         path.write_text(damaged)
-        folder.finish({"alignment": 0.5, "seconds": 1.0})
+        folder.finish({"alignment": 0.5, "seconds": 1.0}, ["here"])
         assert json.loads(path.read_text()).keys() == json.loads(whole).keys()
         written = path.stat().st_mtime_ns
-        folder.finish({"alignment": 0.5, "seconds": 2.0})
+        folder.finish({"alignment": 0.5, "seconds": 2.0}, ["here"])
         assert path.stat().st_mtime_ns == written
 
 
