@@ -10,7 +10,7 @@ table shows where that time goes.
 
 import argparse
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,11 +20,13 @@ import numpy as np
 from PIL import Image
 from timing import machine
 
-from dcls_jax import compiler_options
 from dcls_jax.eval import clickme
 from dcls_jax.eval.data import clickme as data
 from dcls_jax.eval.demo import SAMPLE
-from dcls_jax.eval.metric import Settings, runner_of
+from dcls_jax.eval.jobs import Job, program_of, reader_of
+from dcls_jax.eval.metric import Settings
+from dcls_jax.eval.program import Rows
+from dcls_jax.eval.runner import _computed, _rows
 from dcls_jax.models import Transform, create_model
 
 ROUNDS = 10
@@ -40,24 +42,28 @@ def main() -> None:
     model = create_model(options.model, dcls=options.dcls)
     source = Repeated(SAMPLE, options.images)
     metric = clickme.metric(model, clickme.PROTOCOLS, method="grad_cam", transform=model.transform)
-    runner = runner_of(metric, model, source, Settings(batch_size=options.batch, progress=False))
-    numbers = list(range(-(-options.images // options.batch)))
+    program = program_of([Job(metric, model, Settings())], Settings(batch_size=options.batch))
+    read = reader_of([metric], source, skip_bad=False)
+    lengths = [min(options.batch, options.images - first) for first in range(0, options.images, options.batch)]
+    pending = {batch: [0] for batch in range(len(lengths))}
+
+    def batches() -> Iterator[tuple[int, Sequence[Rows]]]:
+        return _rows(pending, read, lengths, options.batch)
 
     def read_all() -> None:
-        for _ in runner._batches(numbers):
-            pass
+        for _, (rows,) in batches():
+            program.stacked(rows)
 
     times = least({"all": read_all} | stages(data.ClickMe(SAMPLE), model.transform))
 
-    step = runner._lowered.compile(compiler_options=dict(compiler_options()))
-    batches = list(runner._batches(numbers))
-    jax.block_until_ready(step(runner._state, batches[0][2]))
+    stacked = [program.stacked(rows) for _, (rows,) in batches()]
+    jax.block_until_ready(program.run(stacked[0]))
     start = time.perf_counter()
-    for _, _, arrays in batches:
-        jax.block_until_ready(step(runner._state, arrays))
+    for arrays in stacked:
+        jax.block_until_ready(program.run(arrays))
     step_rate = options.images / (time.perf_counter() - start)
     ends = []  # of each batch; the first one waits for the compiler
-    for _ in runner._compute(numbers):
+    for _ in _computed([program], pending, batches()):
         ends.append(time.perf_counter())
     whole_rate = (options.images - options.batch) / (ends[-1] - ends[0])
 

@@ -11,11 +11,12 @@ from jax.typing import ArrayLike
 
 from dcls_jax.cam import programs
 from dcls_jax.cam.model import output_of
-from dcls_jax.eval.data.labelled import Sample, blank_record, check_classes, record_of
+from dcls_jax.eval.data.labelled import Record, Sample, blank_record, check_classes, record_of
 from dcls_jax.eval.data.source import Samples, as_source
-from dcls_jax.eval.metric import Metric, Result, Settings, classes_of, means, run
+from dcls_jax.eval.jobs import run
+from dcls_jax.eval.metric import Metric, Result, Settings, classes_of, means
 from dcls_jax.eval.status import Scores, Status
-from dcls_jax.models import Backbone
+from dcls_jax.models import Backbone, Transform
 from dcls_jax.models.published import Accuracy
 
 
@@ -77,14 +78,27 @@ def evaluate(
 
     samples: see `data.labelled.Sample`, such as `data.folder.Folder` has.
     published: figures to show beside, as "top_1_authors".
-    Raises as `metric.run` does, and ValueError for k, and folders, that do not fit the model's classes.
+    Raises as `jobs.run` does, and ValueError for k, and folders, that do not fit the model's classes.
     """
-    transform = settings.transform_of(model)
+    accuracy = metric(model, settings.transform_of(model), samples, k=k, published=published)
+    (result,) = run(accuracy, model, as_source(samples), settings)
+    return result
+
+
+def metric(
+    model: Backbone,
+    transform: Transform,
+    samples: Samples[Sample],
+    *,
+    k: Sequence[int] = (1, 5),
+    published: Sequence[Accuracy] = (),
+) -> Metric[Sample, Record]:
+    """What `evaluate` measures."""
     classes = classes_of(model, transform)
     _check_k(k, classes)
     check_classes(samples, classes)
     name = f"{transform.resize}/{transform.crop}"
-    accuracy = Metric(
+    return Metric(
         name="accuracy",
         title="Accuracy",
         variant="transform",
@@ -94,8 +108,6 @@ def evaluate(
         prepare=partial(record_of, transform=transform, classes=classes),
         step=lambda model, records: {name: _hits(output_of(model, records.image), records.label, k)},
     )
-    (result,) = run(accuracy, model, as_source(samples), settings)
-    return result
 
 
 def _hits(logits: Array, labels: Array, k: Sequence[int]) -> Scores:

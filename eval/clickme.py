@@ -4,7 +4,7 @@ Protocol of Fel et al. 2022 (serre-lab/Harmonization), with the model side of th
 label is explained, ranks are averaged over ties, the score is the mean over images divided by the human ceiling.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from os import PathLike
 from typing import Any, Literal, NamedTuple, get_args
@@ -20,6 +20,7 @@ from dcls_jax.eval.data.clickme import Sample as Sample
 from dcls_jax.eval.data.clickme import load as load
 from dcls_jax.eval.data.records import Paths
 from dcls_jax.eval.data.source import check_label
+from dcls_jax.eval.jobs import run
 from dcls_jax.eval.metric import Metric, Settings, classes_of, mean
 from dcls_jax.eval.rank import spearman
 from dcls_jax.eval.status import Scores, Status, first_reason, map_status
@@ -122,7 +123,7 @@ def evaluate_protocols(
     """`evaluate` by several protocols for the cost of one: a result each, from the same maps, kept in one folder."""
     check_choice(method, protocols)
     alignment = metric(model, protocols, method=method, transform=settings.transform_of(model))
-    results = metrics.run(alignment, model, ClickMe(paths, skip_bad=settings.skip_bad), settings)
+    results = run(alignment, model, ClickMe(paths, skip_bad=settings.skip_bad), settings)
     return tuple(Result(**vars(result)) for result in results)
 
 
@@ -138,6 +139,7 @@ def metric(
     model: Backbone, protocols: Sequence[Protocol], *, method: str, transform: Transform
 ) -> Metric[Stored, Record]:
     """What `evaluate_protocols` measures."""
+    fields = tuple(transform if protocol == "aligned" else None for protocol in protocols)
     return Metric(
         name="clickme",
         title="ClickMe human alignment",
@@ -145,7 +147,7 @@ def metric(
         variants=dict.fromkeys(protocols, _summary),
         labels={"method": method},
         blank=_blank(transform, protocols),
-        prepare=_preparation(transform, protocols, classes_of(model, transform)),
+        prepare=partial(_record, transform=transform, fields=fields, classes=classes_of(model, transform)),
         step=partial(_scores, method=method, protocols=tuple(protocols)),
     )
 
@@ -155,16 +157,11 @@ def _blank(transform: Transform, protocols: Sequence[Protocol]) -> Record:
     return Record(image, np.zeros((len(protocols), SIZE, SIZE), np.float32), np.zeros((), np.int32))
 
 
-def _preparation(transform: Transform, protocols: Sequence[Protocol], classes: int) -> Callable[[Stored], Record]:
-    fields = tuple(transform if protocol == "aligned" else None for protocol in protocols)
-
-    def prepare(stored: Stored) -> Record:
-        image, heatmap, label = stored
-        check_label(label, classes)
-        seen = transform(Image.fromarray(picture(image, np.uint8)))  # truncated, as the study did
-        return Record(seen, human_maps(heatmap, fields), np.asarray(label, np.int32))
-
-    return prepare
+def _record(stored: Stored, *, transform: Transform, fields: tuple[Transform | None, ...], classes: int) -> Record:
+    image, heatmap, label = stored
+    check_label(label, classes)
+    seen = transform(Image.fromarray(picture(image, np.uint8)))  # truncated, as the study did
+    return Record(seen, human_maps(heatmap, fields), np.asarray(label, np.int32))
 
 
 def _scores(model: Backbone, records: Record, *, method: str, protocols: tuple[Protocol, ...]) -> dict[str, Scores]:

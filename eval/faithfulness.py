@@ -37,13 +37,14 @@ from dcls_jax.eval.flipping import (
     relevance_gain,
 )
 from dcls_jax.eval.frames import Views, picture_of, views_of
-from dcls_jax.eval.metric import Metric, Result, Settings, chosen, means, run
+from dcls_jax.eval.jobs import run
+from dcls_jax.eval.metric import Metric, Result, Settings, chosen, means
 from dcls_jax.eval.road import ROAD_PRESETS, RoadPreset, impute, road
 from dcls_jax.eval.robustness import infidelity, max_sensitivity
 from dcls_jax.eval.scoring import tied
 from dcls_jax.eval.status import Scores, Status, map_status
 from dcls_jax.eval.study import presented, raw_maps
-from dcls_jax.models import Backbone
+from dcls_jax.models import Backbone, Transform
 from dcls_jax.models.transform import Picture
 
 __all__ = [
@@ -187,11 +188,19 @@ def evaluate(
     samples: a picture each, of Pillow, an array (H, W, 3) uint8 or the path of a file, or a tuple that begins with one,
     such as those of `data.folder.Folder`. method: any of `dcls_jax.cam.METHODS`, presented as for ClickMe.
     presets: names in PRESETS, or others by name; a result each, from the same pass. Each picture's random numbers are
-    its own, by its pixels. Raises as `metric.run` does, and ValueError for an unknown method or preset.
+    its own, by its pixels. Raises as `jobs.run` does, and ValueError for an unknown method or preset.
     """
+    faithfulness = metric(settings.transform_of(model), method=method, presets=presets)
+    return run(faithfulness, model, as_source(samples), settings)
+
+
+def metric(
+    transform: Transform, *, method: str, presets: Sequence[str] | Mapping[str, Preset]
+) -> Metric[Sample, Record]:
+    """What `evaluate` measures."""
     measured = check_choice(method, presets)
-    views = views_of(settings.transform_of(model), {name: preset.frame for name, preset in measured.items()})
-    faithfulness = Metric(
+    views = views_of(transform, {name: preset.frame for name, preset in measured.items()})
+    return Metric(
         name="faithfulness",
         title="Faithfulness",
         variant="preset",
@@ -201,7 +210,6 @@ def evaluate(
         prepare=partial(_record, views=views),
         step=partial(_scores, method=method, presets=measured, views=views),
     )
-    return run(faithfulness, model, as_source(samples), settings)
 
 
 def check_choice(method: str, presets: Sequence[str] | Mapping[str, Preset]) -> Mapping[str, Preset]:

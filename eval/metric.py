@@ -4,10 +4,8 @@ A metric says what it makes of a sample, what the model makes of that, and what 
 batches, devices, resuming, what could not be read, summaries and tables are the same for all.
 """
 
-import dataclasses
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -18,17 +16,15 @@ import numpy as np
 from flax import nnx
 
 from dcls_jax.cam.masks import chosen_convention
-from dcls_jax.eval.data.records import RecordError
-from dcls_jax.eval.data.source import Source, class_of
-from dcls_jax.eval.results import ResultsFolder, check_writable
-from dcls_jax.eval.runner import OnHost, Results, Row, Runner
-from dcls_jax.eval.status import Scores, Status, counted
+from dcls_jax.eval.program import OnHost
+from dcls_jax.eval.results import check_writable
+from dcls_jax.eval.status import Status
 from dcls_jax.freezing import freeze
 from dcls_jax.models import Backbone, Transform
-from dcls_jax.models.state_dicts import shortened
 
 P = TypeVar("P")  # a preset
 S = TypeVar("S")  # a sample, as its source has it
+T = TypeVar("T")
 R = TypeVar("R")  # a record: a pytree of arrays, what the model and the metric see of a sample
 Summarise = Callable[[Mapping[str, np.ndarray]], Mapping[str, float]]
 
@@ -78,7 +74,7 @@ class Metric(Generic[S, R]):
     blank: a record, of zeros.
     prepare(sample) -> record, or a status that says why there is none; RecordError for a sample that is wrong, without
         where it is. Called in threads.
-    step(model, records) -> {variant: Scores}: a pure function of arrays, jitted and cut among devices; see `Runner`.
+    step(model, records) -> {variant: Scores}: a pure function of arrays, jitted and cut among devices; see `Task`.
     held(model) -> what every device holds of it, and `step` is handed: the model with its kernels constructed.
     on_host, aside: see `OnHost`, and what is set aside of a sample for it.
     """
@@ -133,112 +129,6 @@ class Result:
         about = {"title": self.title, "labels": dict(self.labels)}
         numbers = {"counted": self.counted, "left_out": {str(status): n for status, n in self.left_out.items()}}
         return about | {**self.values, **numbers, "bad_records": list(self.bad_records), "seconds": self.seconds}
-
-
-def run(metric: Metric[S, Any], model: Backbone, source: Source[S], settings: Settings) -> tuple[Result, ...]:
-    """What a model reaches on all samples, on all devices of all hosts: a result for each variant, from the same pass.
-
-    Raises ValueError (no samples, a batch size that the devices cannot share), RecordError (a sample that cannot be
-    read, unless they are skipped), OSError (`settings.out` cannot be written), ResultsError (it holds another run's
-    results, or damaged ones, or a run is at work there).
-    """
-    if not len(source) and source.damage:
-        raise RecordError("\n  ".join(["there are no records to evaluate", *shortened(source.damage)]))
-    runner = runner_of(metric, model, source, settings)
-    identity = {"arguments": _arguments(metric, model, settings), "data": source.identity()} | runner.identity()
-    with nullcontext() if settings.out is None else ResultsFolder(settings.out, identity) as folder:
-        scores = {variant: counted(scores) for variant, scores in runner.run(folder).items()}
-        bad = (*_unreadable(metric, source, scores), *source.damage)
-        results = tuple(
-            Result(
-                title=metric.title,
-                name=settings.name_of(model),
-                labels={**metric.labels, metric.variant: variant},
-                values=_summary(summarise, scores[variant]),
-                scores=scores[variant].values,
-                status=scores[variant].status,
-                bad_records=bad,
-                seconds=runner.seconds,
-                classes=runner.classes,
-            )
-            for variant, summarise in metric.variants.items()
-        )
-        if folder is not None:
-            summary = {"results": {result.labels[metric.variant]: result.summary() for result in results}}
-            folder.finish(summary, places=[source.place(index) for index in range(len(source))])
-    return results
-
-
-def runner_of(metric: Metric[S, Any], model: Backbone, source: Source[S], settings: Settings) -> Runner:
-    """What computes the scores of all samples; see `run`."""
-    graph, state = nnx.split(metric.held(model))
-    return Runner(
-        lambda state, records: metric.step(nnx.merge(graph, state), records),
-        state,
-        reader_of(metric, source, skip_bad=settings.skip_bad),
-        metric.blank,
-        len(source),
-        batch_size=settings.batch_size,
-        on_host=metric.on_host,
-        progress=settings.progress,
-    )
-
-
-def _arguments(metric: Metric[Any, Any], model: Backbone, settings: Settings) -> dict[str, Any]:
-    return {
-        "evaluation": metric.name,
-        "name": settings.name_of(model),
-        **metric.labels,
-        f"{metric.variant}s": list(metric.variants),
-        "transform": dataclasses.asdict(settings.transform_of(model)),
-        "batch_size": settings.batch_size,
-        "skip_bad": settings.skip_bad,
-        **metric.options,
-    }
-
-
-def reader_of(metric: Metric[S, R], source: Source[S], *, skip_bad: bool) -> Callable[[int], Row | Status]:
-    """What `Runner` reads by."""
-
-    def read(index: int) -> Row | Status:
-        try:
-            sample = source[index]
-            record = _prepared(metric, source, index, sample)
-        except RecordError:
-            if not skip_bad:
-                raise
-            return Status.UNREADABLE
-        return record if isinstance(record, Status) else Row(record, metric.aside(sample), class_of(sample))
-
-    return read
-
-
-def _prepared(metric: Metric[S, R], source: Source[S], index: int, sample: S) -> R | Status:
-    try:
-        return metric.prepare(sample)
-    except RecordError as error:
-        raise RecordError(f"{source.place(index)}: {error}") from error
-
-
-def _summary(summarise: Summarise, scores: Scores) -> Mapping[str, float]:
-    counts = scores.status == Status.COUNTED.code
-    return summarise({name: values[counts] for name, values in scores.values.items()})
-
-
-def _unreadable(metric: Metric[S, Any], source: Source[S], scores: Results) -> list[str]:
-    """What is wrong with each record that could not be read, which is found by reading it again."""
-    status = next(iter(scores.values())).status
-    return [
-        _what_is_wrong(metric, source, index) for index in np.flatnonzero(status == Status.UNREADABLE.code).tolist()
-    ]
-
-
-def _what_is_wrong(metric: Metric[S, Any], source: Source[S], index: int) -> str:
-    try:
-        _prepared(metric, source, index, source[index])
-    except RecordError as error:
-        return str(error)
-    return f"{source.place(index)}: could not be read"
 
 
 def classes_of(model: Backbone, transform: Transform) -> int:

@@ -1,238 +1,118 @@
-"""The evaluation loop: a pure step over batches on all devices, data read ahead, results kept as they come."""
+"""The evaluation loop: programs over the batches of one data set, data read ahead, results kept as they come."""
 
-import hashlib
-import importlib.metadata
 import os
-import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
-from operator import itemgetter
 from typing import Any, NamedTuple
 
 import grain
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-import dcls_jax
-from dcls_jax.compilation import compiler_options
 from dcls_jax.eval.hosts import together
+from dcls_jax.eval.program import LABEL, Program, Results, Row, Rows
 from dcls_jax.eval.progress import progress_of
 from dcls_jax.eval.results import Arrays, ResultsFolder
-from dcls_jax.eval.status import Scores, Status
+from dcls_jax.eval.status import Status
 
-Step = Callable[[Any, Any], Any]
-Results = dict[str, Scores]
-
-FORMAT = 3  # of what results folders hold
-LABEL = "label"  # their column of classes
-_PACKAGES = ("jax", "jaxlib", "flax", "numpy", "pillow", "simplejpeg")
+Read = Callable[[int], Sequence[Row | Status]]  # record i as each program has it
 
 
-class Row(NamedTuple):
-    """What is read of a record: an array pytree for the step, what is set aside for `OnHost`, its class or -1."""
+class Outcome(NamedTuple):
+    """What came of one task: scores and classes of all records in data order, and how long the pass took."""
 
-    record: Any
-    aside: Any = None
-    label: int = -1
-
-
-Rows = list[Row | Status]  # of one batch; a status says why there is no record
+    scores: Results
+    classes: np.ndarray
+    seconds: float
 
 
-@dataclass(frozen=True)
-class OnHost:
-    """The part of a metric that is no jitted function of arrays, because each picture has a size of its own, say.
+def run_together(
+    programs: Sequence[Program],
+    read: Read,
+    count: int,
+    folders: Sequence[Sequence[ResultsFolder | None]],
+    *,
+    progress: bool = True,
+) -> list[list[Outcome]]:
+    """The outcome of each task of each program on `count` records, each read once for all.
 
-    score(output, aside) -> {name: Scores}: of one record, from the step's output, without the batch axis, and what the
-    reader set aside for it. blank: such scores of zeros, which tell names and shapes.
+    read(i) -> for each program record i, a pytree of arrays like its `blank`, in its row; or a status other than
+    counted, which says why there is none. Called in threads.
+    folders: one for each task; batches that it has are not computed again for it.
+    Raises ValueError if there are no records, or several hosts and no folder for them to meet in.
     """
-
-    score: Callable[[Any, Any], Results]
-    blank: Results
-
-
-class Runner:
-    """Applies `step` to `count` records in batches, on every device of this host and every host of the job.
-
-    step(state, batch) -> {name: Scores}: a pure function, pytrees of arrays with a leading batch axis in and out; a
-        record's result must not depend on the batch's other records, because each device gets its share and the last
-        batch is padded. With `on_host` it may give anything, of which that makes scores.
-    state: a pytree, weights for instance; copied to every device.
-    read(i) -> record i, a pytree of arrays like `blank`, in its row; or a status other than counted, which says why
-        there is none. Called in threads.
-
-    Raises ValueError if there are no records or the host's devices cannot share `batch_size` evenly.
-    """
-
-    def __init__(
-        self,
-        step: Step,
-        state: Any,
-        read: Callable[[int], Row | Status],
-        blank: Any,
-        count: int,
-        *,
-        batch_size: int,
-        on_host: OnHost | None = None,
-        progress: bool = True,
-    ) -> None:
-        devices = jax.local_devices()
-        if batch_size < 1 or batch_size % len(devices):
-            raise ValueError(f"batch_size (={batch_size}) must be a multiple of this host's {len(devices)} devices")
-        if count < 1:
-            raise ValueError("there are no records to evaluate")
-        self._blank = jax.tree.map(np.zeros_like, blank)
-        self._read, self._count, self._batch_size, self._progress = read, count, batch_size, progress
-        self._on_host = on_host
-        self.seconds = 0.0
-        self.classes = np.full(count, -1, np.int32)
-
-        mesh = Mesh(np.asarray(devices), ("batch",))
-        everywhere, shared = PartitionSpec(), PartitionSpec("batch")
-        self._weights = _fingerprint(state)
-        self._state = jax.device_put(state, NamedSharding(mesh, everywhere))
-        self._sharding = NamedSharding(mesh, shared)
-        # each device runs the one-device program on its share: nothing to communicate, nothing for XLA to decide
-        sharded = jax.shard_map(step, mesh=mesh, in_specs=(everywhere, shared), out_specs=shared, check_vma=False)
-        self._lowered = jax.jit(sharded).lower(self._state, jax.tree.map(self._shape_of, self._blank))
-        blank_scores = jax.tree.map(self._row_of_zeros, self._lowered.out_info) if on_host is None else on_host.blank
-        self._no_scores: Results = jax.tree.map(np.asarray, blank_scores)
-
-    def _shape_of(self, value: np.ndarray) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((self._batch_size, *value.shape), value.dtype, sharding=self._sharding)
-
-    def _row_of_zeros(self, info: Any) -> np.ndarray:
-        return np.zeros(info.shape[1:], info.dtype)
-
-    def identity(self) -> dict[str, Any]:
-        """All that decides the numbers beside arguments and data: weights, program, versions, devices (JSON values)."""
-        device = self._sharding.mesh.devices.flat[0]
-        return {
-            "format": FORMAT,
-            "weights": self._weights,
-            "program": hashlib.sha256(self._lowered.as_text().encode()).hexdigest()[:16],
-            "compiler_options": compiler_options(),
-            "versions": {"python": platform.python_version(), "dcls_jax": dcls_jax.__version__}
-            | {package: importlib.metadata.version(package) for package in _PACKAGES},
-            "devices": f"{self._sharding.mesh.size} x {device.device_kind}",
-            "hosts": jax.process_count(),
-        }
-
-    def run(self, folder: ResultsFolder | None = None) -> Results:
-        """The results of all records, in data order; batches that `folder` has are not computed again.
-
-        What took how long, and the records' classes, are in `seconds` and `classes` afterwards.
-        Records that could not be had have the status that the reader gave, and zeros.
-        Raises ValueError if there are several hosts and no folder for them to meet in.
-        """
-        hosts, host = jax.process_count(), jax.process_index()
-        if hosts > 1 and folder is None:
-            raise ValueError("several hosts need a folder, on a file system that they share, for their results")
-        start = time.perf_counter()
-        batches = range(-(-self._count // self._batch_size))
-        pending = [b for b in batches[host::hosts] if folder is None or not folder.has(b)]
-        results = {}
-        shown = self._progress and host == 0
-        with together(), progress_of(sum(map(self._length, pending)), shown) as advance:
-            for batch, arrays in self._compute(pending):
+    if count < 1:
+        raise ValueError("there are no records to evaluate")
+    hosts, host = jax.process_count(), jax.process_index()
+    if hosts > 1 and any(folder is None for of_tasks in folders for folder in of_tasks):
+        raise ValueError("several hosts need a folder, on a file system that they share, for their results")
+    start, size = time.perf_counter(), programs[0].batch_size
+    lengths = [min(size, count - first) for first in range(0, count, size)]
+    pending = _pending(range(len(lengths))[host::hosts], folders)
+    kept: dict[tuple[int, int], dict[int, Arrays]] = {}  # of tasks without a folder
+    total = sum(lengths[batch] * len(waiting) for batch, waiting in pending.items())
+    with together(), progress_of(total, progress and host == 0) as advance:
+        for batch, place, columns in _computed(programs, pending, _rows(pending, read, lengths, size)):
+            for task, (folder, arrays) in enumerate(zip(folders[place], columns, strict=True)):
                 if folder is None:
-                    results[batch] = arrays
-                else:
+                    kept.setdefault((place, task), {})[batch] = arrays
+                elif not folder.has(batch):
                     folder.save(batch, arrays)
-                advance(self._length(batch))
-        if folder is not None:
-            results = {batch: folder.read(batch, self._length(batch)) for batch in batches}
-        self.seconds = time.perf_counter() - start
-        columns = {key: np.concatenate([results[batch][key] for batch in batches]) for key in results[0]}
-        self.classes = columns.pop(LABEL)
-        return self._nested(columns)
+            advance(lengths[batch])
 
-    def _nested(self, arrays: Arrays) -> Results:
-        return {
-            name: Scores({value: arrays[f"{name}.{value}"] for value in values}, arrays[f"{name}.status"])
-            for name, (values, _) in self._no_scores.items()
-        }
+    def outcome(place: int, task: int, folder: ResultsFolder | None) -> Outcome:
+        own = kept[place, task] if folder is None else {b: folder.read(b, length) for b, length in enumerate(lengths)}
+        columns = {name: np.concatenate([own[batch][name] for batch in range(len(lengths))]) for name in own[0]}
+        classes = columns.pop(LABEL)
+        return Outcome(programs[place].nested(task, columns), classes, time.perf_counter() - start)
 
-    def _length(self, batch: int) -> int:
-        return min(self._batch_size, self._count - batch * self._batch_size)
+    return [
+        [outcome(place, task, folder) for task, folder in enumerate(of_tasks)] for place, of_tasks in enumerate(folders)
+    ]
 
-    def _compute(self, pending: list[int]) -> Iterator[tuple[int, Arrays]]:
-        """Results by batch; a batch is on its way to the devices before the one before it is waited for."""
-        if not pending:
-            return
-        step, previous = self._lowered.compile(compiler_options=dict(compiler_options())), None
-        for batch, rows, arrays in self._batches(pending):
-            running = batch, rows, None if arrays is None else step(self._state, self._put(arrays))
-            if previous is not None:
-                yield self._fetch(*previous)
-            previous = running
-        assert previous is not None
-        yield self._fetch(*previous)
 
-    def _put(self, arrays: Any) -> Any:
-        return jax.device_put(arrays, self._sharding)
-
-    def _fetch(self, batch: int, rows: Rows, outputs: Any | None) -> tuple[int, Arrays]:
-        """The scores of a batch's rows, once its outputs are there, none where it held no record, and their classes."""
-        fetched = jax.tree.map(np.asarray, outputs)
-        scores = [
-            _without_record(self._no_scores, row)
-            if isinstance(row, Status)
-            else self._scored(jax.tree.map(itemgetter(i), fetched), row.aside)
-            for i, row in enumerate(rows)
+def _pending(batches: Sequence[int], folders: Sequence[Sequence[ResultsFolder | None]]) -> dict[int, list[int]]:
+    """Which programs have not done a batch, by batch."""
+    waiting = {
+        batch: [
+            place
+            for place, of_tasks in enumerate(folders)
+            if any(folder is None or not folder.has(batch) for folder in of_tasks)
         ]
-        stacked = jax.tree.map(lambda like, *values: np.stack(values).astype(like.dtype), self._no_scores, *scores)
-        labels = [-1 if isinstance(row, Status) else row.label for row in rows]
-        return batch, _flat(stacked) | {LABEL: np.array(labels, np.int32)}
-
-    def _scored(self, output: Any, aside: Any) -> Results:
-        return output if self._on_host is None else self._on_host.score(output, aside)
-
-    def _batches(self, pending: list[int]) -> Iterator[tuple[int, Rows, Any | None]]:
-        """Batches, each with its rows; None for the arrays if no row holds a record."""
-        numbers = [b * self._batch_size + i for b in pending for i in range(self._length(b))]
-        threads = grain.ReadOptions(num_threads=min(16, os.cpu_count() or 1), prefetch_buffer_size=2 * self._batch_size)
-        read = grain.MapDataset.source(numbers).map(lambda i: (self._read(i),))  # of a bare None grain makes no element
-        records = iter(read.to_iter_dataset(threads))
-        for batch in pending:
-            rows = [row for (row,) in islice(records, self._length(batch))]
-            yield batch, rows, None if all(isinstance(row, Status) for row in rows) else self._stacked(rows)
-
-    def _stacked(self, rows: Rows) -> Any:
-        filled = [self._blank if isinstance(row, Status) else row.record for row in rows]
-        return jax.tree.map(lambda *values: _padded(values, self._batch_size), *filled)
-
-
-def _without_record(blank: Results, status: Status) -> Results:
-    return {name: Scores(values, np.int8(status.code)) for name, (values, _) in blank.items()}
-
-
-def _flat(results: Results) -> Arrays:
-    """As a results folder holds them: "name.value", and "name.status"."""
-    return {
-        f"{name}.{column}": array
-        for name, (values, status) in results.items()
-        for column, array in {**values, "status": status}.items()
+        for batch in batches
     }
+    return {batch: places for batch, places in waiting.items() if places}
 
 
-def _padded(rows: Sequence[np.ndarray], length: int) -> np.ndarray:
-    """The rows as one array of that length, zeros after them; written once, for these are megabytes a record."""
-    batch = np.empty((length, *rows[0].shape), rows[0].dtype)
-    np.stack(rows, out=batch[: len(rows)])
-    batch[len(rows) :] = 0
-    return batch
+def _rows(
+    pending: Mapping[int, list[int]], read: Read, lengths: Sequence[int], size: int
+) -> Iterator[tuple[int, Sequence[Rows]]]:
+    """Batches with the rows that each program has of it, read ahead."""
+    numbers = [batch * size + i for batch in pending for i in range(lengths[batch])]
+    threads = grain.ReadOptions(num_threads=min(16, os.cpu_count() or 1), prefetch_buffer_size=2 * size)
+    records = iter(grain.MapDataset.source(numbers).map(lambda i: (read(i),)).to_iter_dataset(threads))
+    for batch in pending:
+        rows = [row for (row,) in islice(records, lengths[batch])]
+        yield batch, [list(of_program) for of_program in zip(*rows, strict=True)]
 
 
-def _fingerprint(state: Any) -> str:
-    """Hash of names, types, shapes and values of a pytree's arrays."""
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-        values = jax.random.key_data(leaf) if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
-        array = np.asarray(values)
-        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()[:16]
+def _computed(
+    programs: Sequence[Program], pending: Mapping[int, list[int]], batches: Iterator[tuple[int, Sequence[Rows]]]
+) -> Iterator[tuple[int, int, list[Arrays]]]:
+    """Columns by batch and program; a batch is on its way to the devices before the one before it is waited for."""
+    for place in sorted({place for places in pending.values() for place in places}):
+        programs[place].compile()
+    previous: list[tuple[int, int, Rows, Any]] = []
+    for batch, rows in batches:
+        running = [(batch, place, rows[place], programs[place].start(rows[place])) for place in pending[batch]]
+        yield from _fetched(programs, previous)
+        previous = running
+    yield from _fetched(programs, previous)
+
+
+def _fetched(
+    programs: Sequence[Program], running: Sequence[tuple[int, int, Rows, Any]]
+) -> Iterator[tuple[int, int, list[Arrays]]]:
+    for batch, place, rows, outputs in running:
+        yield batch, place, programs[place].finish(rows, outputs)

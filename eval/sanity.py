@@ -20,7 +20,8 @@ from dcls_jax.cam.masks import chosen_convention
 from dcls_jax.cam.model import output_of
 from dcls_jax.eval.data.labelled import Record, Sample, blank_record, check_classes, record_of
 from dcls_jax.eval.data.source import Samples, as_source
-from dcls_jax.eval.metric import Metric, Result, Settings, classes_of, mean, run
+from dcls_jax.eval.jobs import run
+from dcls_jax.eval.metric import Metric, Result, Settings, classes_of, mean
 from dcls_jax.eval.randomisation import Layers, Order, check_alike, layers_of, mixture, random_twin, randomise, schedule
 from dcls_jax.eval.scoring import at_size
 from dcls_jax.eval.similarity import (
@@ -33,7 +34,7 @@ from dcls_jax.eval.similarity import (
     ssim,
 )
 from dcls_jax.eval.status import Scores, Status, first_reason, map_status
-from dcls_jax.models import Backbone
+from dcls_jax.models import Backbone, Transform
 
 __all__ = [
     "MEAN",
@@ -82,13 +83,40 @@ def evaluate(
     and the seed of random numbers: see `randomise`. preset: of `similarity`, whose means are the values. The step at
     which all is random has the value "entropy_rise" too, eMPRT's. A picture whose map is constant, before or after, is
     left out as such. The result "mean" is that of each picture's average over the steps at which it counts.
-    Raises as `metric.run`, `randomise` and `similarity` do, and ValueError for an unknown method or layer.
+    Raises as `jobs.run`, `randomise` and `similarity` do, and ValueError for an unknown method or layer.
     """
+    measured = metric(
+        model,
+        settings.transform_of(model),
+        samples,
+        method=method,
+        layer=layer,
+        order=order,
+        preset=preset,
+        seed=seed,
+        build=build,
+    )
+    return run(measured, model, as_source(samples), settings)
+
+
+def metric(
+    model: Backbone,
+    transform: Transform,
+    samples: Samples[Sample],
+    *,
+    method: str,
+    layer: str | None = None,
+    order: Order = "cascading",
+    preset: str = "standard",
+    seed: int = 0,
+    build: Callable[[nnx.Rngs], Any] | None = None,
+) -> Metric[Sample, Record]:
+    """What `evaluate` measures."""
     other, layers = random_twin(model, jax.random.key(seed), build)
     steps = dict(zip(layers, schedule(len(layers), order), strict=True))
     labels, options = {"method": method, "order": order, "preset": preset}, {"layer": layer, "seed": seed}
     title = "Similarity to the trained model's maps"
-    return _compare(title, model, other, layers, samples, settings, steps, labels, options)
+    return _comparison(title, model, other, layers, samples, transform, steps, labels, options)
 
 
 def label_randomisation(
@@ -111,30 +139,31 @@ def label_randomisation(
     steps = {SHUFFLED: np.ones(len(layers), bool)}
     labels, options = {"method": method, "preset": preset}, {"layer": layer}
     title = "Similarity to the maps of shuffled labels"
-    (result,) = _compare(title, model, shuffled, layers, samples, settings, steps, labels, options)
+    transform = settings.transform_of(model)
+    measured = _comparison(title, model, shuffled, layers, samples, transform, steps, labels, options)
+    (result,) = run(measured, model, as_source(samples), settings)
     return result
 
 
-def _compare(
+def _comparison(
     title: str,
     model: Backbone,
     other: Backbone,
     layers: Layers,
     samples: Samples[Sample],
-    settings: Settings,
+    transform: Transform,
     steps: Mapping[str, np.ndarray],
     labels: Mapping[str, str],
     options: Mapping[str, Any],
-) -> tuple[Result, ...]:
-    """The results of steps, which layers are the other model's at each, and, of several, their average."""
+) -> Metric[Sample, Record]:
+    """How alike maps are at steps, which say what layers are the other model's, and on average over several."""
     method, rule = labels["method"], chosen_convention(labels["preset"], SIMILARITY_PRESETS, "preset")
     if method not in METHODS:
         raise ValueError(f"method (={method!r}) must be one of {', '.join(METHODS)}")
-    transform = settings.transform_of(model)
     classes = classes_of(model, transform)
     check_classes(samples, classes)
     maps_of = partial(_maps, method=method, layer=options["layer"], predicted=rule.predicted)
-    sanity = Metric(
+    return Metric(
         name="sanity",
         title=title,
         variant="random",
@@ -146,7 +175,6 @@ def _compare(
         options=options,
         held=lambda model: _Pair(model, other),
     )
-    return run(sanity, model, as_source(samples), settings)
 
 
 def _summary(values: Mapping[str, np.ndarray]) -> dict[str, float]:

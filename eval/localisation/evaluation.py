@@ -16,6 +16,7 @@ from dcls_jax.eval.data.records import RecordError
 from dcls_jax.eval.data.regions import Region, cropped
 from dcls_jax.eval.data.source import Located, Samples, Source, as_source, check_label
 from dcls_jax.eval.frames import Views, picture_of, views_of
+from dcls_jax.eval.jobs import run
 from dcls_jax.eval.localisation.protocols import (
     INSIDE_PRESETS,
     MASK_PRESETS,
@@ -29,8 +30,8 @@ from dcls_jax.eval.localisation.protocols import (
     pointing,
 )
 from dcls_jax.eval.localisation.wsol import BOX_PRESETS, BoxPreset, best_accuracy, box_scores
-from dcls_jax.eval.metric import Metric, Result, Settings, chosen, classes_of, mean, run
-from dcls_jax.eval.runner import OnHost
+from dcls_jax.eval.metric import Metric, Result, Settings, chosen, classes_of, mean
+from dcls_jax.eval.program import OnHost
 from dcls_jax.eval.status import Scores
 from dcls_jax.eval.study import presented, raw_maps
 from dcls_jax.models import Backbone, Transform
@@ -123,15 +124,24 @@ def evaluate(
 
     samples: pictures with regions, such as the sources of `eval/data/` and `Picture`; a map is made of each class of
     each picture. method: any of `dcls_jax.cam.METHODS`, presented as for ClickMe.
-    presets: names in PRESETS, or others by name; a result each, from the same pass. Raises as `metric.run` does, and
+    presets: names in PRESETS, or others by name; a result each, from the same pass. Raises as `jobs.run` does, and
     ValueError for an unknown method or preset and a model that has other classes than a preset's data.
     """
+    localisation = metric(model, settings.transform_of(model), method=method, presets=presets)
+    return run(localisation, model, ByClass(as_source(samples)), settings)
+
+
+def metric(
+    model: Backbone, transform: Transform, *, method: str, presets: Sequence[str] | Mapping[str, Preset]
+) -> Metric[Sample, Record]:
+    """What `evaluate` measures, of samples as `ByClass` has them."""
     protocols = check_choice(method, presets)
-    classes = classes_of(model, settings.transform_of(model))
+    classes = classes_of(model, transform)
     _check_classes(protocols, classes)
-    frames = {name: "own" if _sees_a_part(preset) else "whole" for name, preset in protocols.items()}
-    views = views_of(settings.transform_of(model), frames)
-    localisation = Metric(
+    views = views_of(
+        transform, {name: "own" if _sees_a_part(preset) else "whole" for name, preset in protocols.items()}
+    )
+    return Metric(
         name="localisation",
         title="Localisation",
         variant="preset",
@@ -143,7 +153,6 @@ def evaluate(
         on_host=OnHost(partial(_scores, presets=protocols, views=views), _blank(protocols, views)),
         aside=lambda sample: sample,
     )
-    return run(localisation, model, ByClass(as_source(samples)), settings)
 
 
 def check_choice(method: str, presets: Sequence[str] | Mapping[str, Preset]) -> Mapping[str, Preset]:

@@ -15,10 +15,10 @@ import pytest
 import tiny
 
 import dcls_jax.models
-from dcls_jax.eval import cli, clickme, runner
+from dcls_jax.eval import cli, clickme, program
 from dcls_jax.eval.data.clickme import ClickMe
 from dcls_jax.eval.data.records import RecordError, Records, write_records
-from dcls_jax.eval.metric import reader_of
+from dcls_jax.eval.jobs import reader_of
 from dcls_jax.eval.status import Status
 
 
@@ -46,7 +46,8 @@ BAD = [
 def reader(path: Path, *, skip_bad: bool) -> Callable[[int], object]:
     model = tiny.Tiny()
     metric = clickme.metric(model, clickme.PROTOCOLS, method="grad_cam", transform=model.transform)  # type: ignore[arg-type]
-    return reader_of(metric, ClickMe(path), skip_bad=skip_bad)
+    read = reader_of([metric], ClickMe(path), skip_bad=skip_bad)
+    return lambda index: read(index)[0]
 
 
 @pytest.mark.parametrize(("record", "message"), BAD, ids=[message for _, message in BAD])
@@ -88,7 +89,7 @@ def test_a_label_beyond_the_model_ends_the_command_in_one_line(
 def test_many_bad_records_take_no_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A batch without records is not padded, and not computed; what is said of it is cut."""
     write_records(tmp_path / "val-0.tfrecords", [b""] * 1000)
-    monkeypatch.setattr(runner, "_padded", lambda *_: pytest.fail("a batch without records was made"))
+    monkeypatch.setattr(program, "padded", lambda *_: pytest.fail("a batch without records was made"))
     start = time.process_time()
     result = tiny.evaluate(tmp_path, skip_bad=True, out=tmp_path / "out")
     assert time.process_time() - start < 5  # and 20 with the pictures in their place

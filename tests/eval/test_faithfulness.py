@@ -13,7 +13,8 @@ from scipy import ndimage
 from dcls_jax.cam import from_functions, layer_cam, postprocess, resize
 from dcls_jax.eval import faithfulness
 from dcls_jax.eval.faithfulness import FLIPPING_PRESETS, SUBSTRATES, Status
-from dcls_jax.eval.runner import Row, Runner
+from dcls_jax.eval.program import Program, Row, Task
+from dcls_jax.eval.runner import run_together
 from dcls_jax.eval.status import Scores
 from tests.cam.toys import ConvNet
 from tests.conftest import normal, slow
@@ -427,7 +428,9 @@ def test_the_runner_gives_each_image_what_it_gets_alone():
     def read(i):
         return Row({"image": images[i], "map": maps[i], "number": np.asarray(i, np.int32)})
 
-    scores = Runner(step, state, read, read(0).record, count, batch_size=8, progress=False).run()["all"]
+    program = Program([Task(step)], state, read(0).record, batch_size=8)
+    ((outcome,),) = run_together([program], lambda i: [read(i)], count, [[None]], progress=False)
+    scores = outcome.scores["all"]
     for i in (0, 7, 9):
         batch = {"image": images[i : i + 1], "map": maps[i : i + 1], "number": np.array([i], np.int32)}
         for name, alone in step(state, batch)["all"].values.items():

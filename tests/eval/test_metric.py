@@ -13,9 +13,10 @@ from jax import Array
 
 from dcls_jax.eval import RecordError, ResultsError, Settings
 from dcls_jax.eval.data.source import Listed, as_source
-from dcls_jax.eval.metric import Metric, Result, means, run
+from dcls_jax.eval.jobs import run
+from dcls_jax.eval.metric import Metric, Result, means
+from dcls_jax.eval.program import OnHost
 from dcls_jax.eval.results import ResultsFolder
-from dcls_jax.eval.runner import OnHost
 from dcls_jax.eval.status import Scores, Status, first_reason, map_status
 
 

@@ -16,7 +16,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 from dcls_jax.eval import clickme
 from dcls_jax.eval.data.clickme import ClickMe
 from dcls_jax.eval.data.records import Records, write_records
-from dcls_jax.eval.runner import _padded
+from dcls_jax.eval.program import padded
 from dcls_jax.models import Transform
 
 TRANSFORMS = [Transform(256, 224), Transform(224, 224), Transform(284, 256), Transform(235, 224)]
@@ -154,7 +154,7 @@ def test_reading_wakes_no_other_thread(pictures: Path) -> None:
 
 def test_the_last_batch_is_padded_with_zeros() -> None:
     rows = [np.full((2, 3), value, np.float32) for value in (1, 2)]
-    padded = _padded(rows, 5)
-    assert (padded.shape, padded.dtype) == ((5, 2, 3), np.float32)
-    np.testing.assert_array_equal(padded[:2], rows)
-    assert not padded[2:].any()
+    batch = padded(rows, 5)
+    assert (batch.shape, batch.dtype) == ((5, 2, 3), np.float32)
+    np.testing.assert_array_equal(batch[:2], rows)
+    assert not batch[2:].any()
