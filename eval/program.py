@@ -26,6 +26,12 @@ LABEL = "label"  # their column of classes
 _PACKAGES = ("jax", "jaxlib", "flax", "numpy", "pillow", "simplejpeg")
 
 
+def versions() -> dict[str, str]:
+    """Those of all that may decide a number."""
+    own = {"python": platform.python_version(), "dcls_jax": dcls_jax.__version__}
+    return own | {package: importlib.metadata.version(package) for package in _PACKAGES}
+
+
 class Row(NamedTuple):
     """What is read of a record: an array pytree for the step, what is set aside for `OnHost`, its class or -1."""
 
@@ -108,8 +114,7 @@ class Program:
             "weights": self._weights,
             "program": hashlib.sha256(self._lowered.as_text().encode()).hexdigest()[:16],
             "compiler_options": compiler_options(),
-            "versions": {"python": platform.python_version(), "dcls_jax": dcls_jax.__version__}
-            | {package: importlib.metadata.version(package) for package in _PACKAGES},
+            "versions": versions(),
             "devices": f"{self._sharding.mesh.size} x {device.device_kind}",
             "hosts": jax.process_count(),
         }

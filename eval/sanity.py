@@ -134,15 +134,29 @@ def label_randomisation(
     shuffled: a model of the same structure, such as `demo.shuffled_model()`. The rest is as for `evaluate`. Raises as
     it does, and ValueError for models of different parameters. Adebayo et al. 2018, arXiv 1810.03292, section 3.
     """
+    transform = settings.transform_of(model)
+    measured = label_metric(model, shuffled, transform, samples, method=method, layer=layer, preset=preset)
+    (result,) = run(measured, model, as_source(samples), settings)
+    return result
+
+
+def label_metric(
+    model: Backbone,
+    shuffled: Backbone,
+    transform: Transform,
+    samples: Samples[Sample],
+    *,
+    method: str,
+    layer: str | None = None,
+    preset: str = "standard",
+) -> Metric[Sample, Record]:
+    """What `label_randomisation` measures."""
     check_alike(model, shuffled, "shuffled")
     layers = layers_of(model)
     steps = {SHUFFLED: np.ones(len(layers), bool)}
     labels, options = {"method": method, "preset": preset}, {"layer": layer}
     title = "Similarity to the maps of shuffled labels"
-    transform = settings.transform_of(model)
-    measured = _comparison(title, model, shuffled, layers, samples, transform, steps, labels, options)
-    (result,) = run(measured, model, as_source(samples), settings)
-    return result
+    return _comparison(title, model, shuffled, layers, samples, transform, steps, labels, options)
 
 
 def _comparison(

@@ -58,12 +58,43 @@ class Listed(Generic[S_co]):
         return {"samples": type(self._samples).__name__, "records": len(self)}
 
 
+class First(Generic[S_co]):
+    """The first so many samples of a source."""
+
+    def __init__(self, source: Source[S_co], count: int) -> None:
+        self._source, self._count, self.damage = source, count, source.damage
+
+    def __len__(self) -> int:
+        return min(self._count, len(self._source))
+
+    def __getitem__(self, index: int) -> S_co:
+        return self._source[index]
+
+    def place(self, index: int) -> str:
+        return self._source.place(index)
+
+    def identity(self) -> Any:
+        return {"first": len(self), "of": self._source.identity()}
+
+
 @runtime_checkable
 class Located(Source[S_co], Protocol[S_co]):
     """Samples with regions of their objects, `sample.regions` by class, that are counted without their pictures."""
 
     def region_count(self, index: int, /) -> int:
         """How many regions a sample has; one of those that cannot be read, so that it is met."""
+
+
+class _FirstLocated(First[S_co]):
+    _source: Located[S_co]
+
+    def region_count(self, index: int) -> int:
+        return self._source.region_count(index)
+
+
+def first(source: Source[S_co], count: int) -> Source[S_co]:
+    """The first so many samples of a source, located ones where it has such."""
+    return (_FirstLocated if isinstance(source, Located) else First)(source, count)
 
 
 def as_source(samples: Samples[S_co]) -> Source[S_co]:
