@@ -3,7 +3,7 @@
 from etils import epy
 
 with epy.lazy_api_imports(globals()):  # a rank correlation needs no reader of records
-    from dcls_jax.eval import accuracy, clickme, faithfulness, localisation, sanity
+    from dcls_jax.eval import accuracy, clickme, faithfulness, localisation, sanity, statistics
     from dcls_jax.eval.data.records import RecordError, write_records
     from dcls_jax.eval.metric import Settings
     from dcls_jax.eval.rank import average_ranks, spearman
@@ -20,5 +20,6 @@ __all__ = [
     "localisation",
     "sanity",
     "spearman",
+    "statistics",
     "write_records",
 ]
