@@ -2,7 +2,7 @@
 
 import typer
 
-from dcls_jax.eval.commands import evaluation, maps, models, suites
+from dcls_jax.eval.commands import evaluation, maps, models, report, suites
 
 app = typer.Typer(
     name="dcls-jax",
@@ -11,7 +11,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for function in (evaluation.demo, maps.cam, models.convert, models.models, suites.suite):
+for function in (evaluation.demo, maps.cam, models.convert, models.models, suites.suite, report.report):
     app.command()(function)
 app.add_typer(evaluation.evaluations, name="eval")
 

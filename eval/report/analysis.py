@@ -3,16 +3,15 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from dcls_jax.eval.data.clickme import ClickMe
-from dcls_jax.eval.demo import SAMPLE
 from dcls_jax.eval.report import comparisons, series
-from dcls_jax.eval.report.collection import Collection, Row, is_of
+from dcls_jax.eval.report.collection import Collection, Row, is_sample
 from dcls_jax.eval.report.comparisons import Bounds, Claim, Comparison, Key
 from dcls_jax.eval.report.grouping import Table, tables
 from dcls_jax.eval.report.measures import measure_of, records_of
 from dcls_jax.eval.report.series import Agreement, Curve, Scatter, Spread
 
 _SCATTERS = 24  # in a page, so that it stays small
+_NAMED = 4  # comparisons that the answer names one by one
 DRAWN = "the built-in, drawn sample"
 
 
@@ -88,9 +87,8 @@ def _section(table: Table, intervals: Mapping[Key, Bounds], resamples: int) -> S
 
 def sampled(rows: Sequence[Row]) -> str:
     """Whether "all", "some" or "none" of the results are of the sample; lists in memory do not say what they hold."""
-    sample = ClickMe(SAMPLE).identity()
-    runs = [row.of.run for row in rows]
-    known = [is_of(run, sample) for run in runs if not _in_memory(run.get("data"))]
+    by_folder = {row.of.folder: row for row in rows}
+    known = [is_sample(row) for row in by_folder.values() if not _in_memory(row.of.run.get("data"))]
     return "none" if not any(known) else "all" if all(known) else "some"
 
 
@@ -106,14 +104,20 @@ def answer(sections: Sequence[Section]) -> str:
     compared = [it for it in section.compared if it.value == section.shown]
     claims = [it for it in section.claims if it.value == section.shown]
     counts = sorted({it.n for it in compared})
-    on = f"On {counts[0]} records" if len(counts) == 1 else f"On {counts[0]} to {counts[-1]} records"
+    on = f"on {counts[0]}{f' to {counts[-1]}' if len(counts) > 1 else ''} records ({section.table.title})"
     if claims:
         said = "; ".join(map(_of_architectures, claims))
-        return f"{on} ({section.table.title}), {said}. {_verdicts(compared)}, and each checkpoint is one training run."
-    said = " and ".join(map(_of_one, compared))
+        return f"{said}; {on}. {_verdicts(compared)}, and each checkpoint is one training run."
+    if len(compared) > _NAMED:
+        better = sum(it.difference.mean * it.measure.better > 0 for it in compared)
+        who = f"{words(section.shown)} of {compared[0].architecture}"
+        said = f"With DCLS, {who} is better in {better} of {len(compared)} cases"
+    else:
+        first = f"With DCLS, {words(section.shown)} of {compared[0].architecture} is "
+        said = first + " and ".join(map(_of_one, compared))
     return (
-        f"{on} ({section.table.title}), {said}. {_verdicts(compared)}; with one architecture, and each checkpoint one "
-        "training run, this says nothing yet of others."
+        f"{said}, {on}. {_verdicts(compared)}; this is one architecture and one training run of each model, and says "
+        "nothing yet of others."
     )
 
 
@@ -143,10 +147,8 @@ def within(of: Bounds) -> str:
 
 
 def _of_one(it: Comparison) -> str:
-    return (
-        f"{it.architecture} has {words(it.value)} {plain(it.dcls)} with DCLS and {plain(it.standard)} without"
-        f"{by(it.method)}, a difference of {signed(it.difference.mean)} ({within(it.difference)})"
-    )
+    difference = f"{signed(it.difference.mean)}, {within(it.difference)}"
+    return f"{plain(it.dcls)} against {plain(it.standard)}{by(it.method)} ({difference})"
 
 
 def _of_architectures(it: Claim) -> str:
@@ -159,10 +161,15 @@ def _of_architectures(it: Claim) -> str:
 
 def _verdicts(compared: Sequence[Comparison]) -> str:
     verdicts = [it.verdict for it in compared]
-    number = len(verdicts)
+    all_of_them = {1: "The difference", 2: "Both differences"}.get(len(verdicts), f"All {len(verdicts)} differences")
+    favours = "favours" if len(verdicts) == 1 else "favour"
+    if set(verdicts) in ({1}, {-1}):
+        return f"{all_of_them} {favours} {'DCLS' if verdicts[0] == 1 else 'the standard model'} beyond the interval"
+    if set(verdicts) == {0}:
+        return f"{all_of_them} {'is' if len(verdicts) == 1 else 'are'} within the interval of none"
     return (
-        f"Of {number} difference{'s' * (number > 1)} {verdicts.count(1)} favour{'s' * (verdicts.count(1) == 1)} DCLS "
-        f"beyond the interval, {verdicts.count(-1)} the standard model, {verdicts.count(0)} neither"
+        f"Of {len(verdicts)} differences, {verdicts.count(1)} favour DCLS beyond the interval, {verdicts.count(-1)} "
+        f"the standard model, and {verdicts.count(0)} neither"
     )
 
 

@@ -7,6 +7,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dcls_jax.eval.data.clickme import ClickMe
+from dcls_jax.eval.demo import SAMPLE
 from dcls_jax.eval.metric import Result
 from dcls_jax.eval.results import ResultsError
 from dcls_jax.eval.stored import Stored, stored
@@ -95,9 +97,9 @@ def _newest(found: Sequence[tuple[Stored, Result]]) -> tuple[list[tuple[Stored, 
     return list(kept.values()), list(lines)
 
 
-def is_of(run: dict[str, Any], data: Any) -> bool:
-    """Whether a run was of the data with this identity, or of a part of them."""
-    return _holds(run.get("data"), data)
+def is_sample(row: Row) -> bool:
+    """Whether a result is of the sample that comes with the package, or of a part of it, as far as its folder tells."""
+    return _holds(row.of.run.get("data"), ClickMe(SAMPLE).identity())
 
 
 def _holds(value: Any, data: Any) -> bool:

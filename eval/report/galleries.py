@@ -13,7 +13,7 @@ _TYPES = {".jpg": "image/jpeg", ".png": "image/png"}
 
 
 def galleries(paths: Sequence[str | PathLike[str]]) -> list[dict[str, Any]]:
-    """The content of each `gallery.json` below the folders, or beside one that is itself of results; files as data URIs.
+    """The content of each `gallery.json` below the folders, or beside a results folder among them; files as data URIs.
 
     Raises ResultsError, naming it, for one that cannot be read, or whose pictures are not there.
     """
@@ -50,5 +50,3 @@ def _uri(folder: Path, name: str) -> str:
     """A file of the folder itself."""
     file = folder / Path(name).name
     return f"data:{_TYPES[file.suffix]};base64,{base64.b64encode(file.read_bytes()).decode()}"
-
-

@@ -5,7 +5,7 @@ for (const control of document.querySelectorAll(".controls")) control.hidden = f
 const valueOf = (cell) => {
   const text = cell.dataset.v ?? cell.textContent.trim();
   const number = Number(text);
-  return text === "" ? null : Number.isNaN(number) ? text : number;
+  return text === "" || text === "nan" ? null : Number.isNaN(number) ? text : number;
 };
 const compare = (a, b) => (typeof a === "number" && typeof b === "number" ? a - b : String(a).localeCompare(String(b)));
 

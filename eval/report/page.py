@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -44,6 +44,7 @@ def render(
         forest=analysis.forest,
         galleries=galleries,
         folders=[_folder(row) for row in {row.of.folder: row for row in rows}.values()],
+        shared=_shared(row.of.run for row in rows),
         command=command,
         csv=csv,
         ranges=ranges or {},
@@ -62,6 +63,16 @@ def render(
     )
 
 
+def _shared(runs: Iterable[Mapping[str, Any]]) -> str:
+    """The versions, if those of all runs are the same."""
+    found = {_versions(run) for run in runs}
+    return found.pop() if len(found) == 1 else ""
+
+
+def _versions(run: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in run.get("versions", {}).items())
+
+
 def title(analysis: Analysis) -> str:
     """What the report is of; plainly so where the data are drawn."""
     compares = any(section.compared for section in analysis.sections)
@@ -77,6 +88,8 @@ def data_words(data: Any) -> str:
         shown = names if len(names) < 4 else [names[0], "...", names[-1]]
         return f"{', '.join(shown)} ({count} records)"
     if isinstance(data, dict):
+        if "samples" in data:
+            return f"{data.get('records', '')} samples in memory ({data['samples']})"
         if "first" in data:
             return f"the first {data['first']} of {data_words(data.get('of'))}"
         if "pictures" in data:
@@ -130,6 +143,17 @@ def _records(row: Row, count: int) -> list[list[str]]:
     ]
 
 
+def _left_out(row: Row) -> list[str]:
+    """How many records of a folder do not count, by why, and by which preset where they are not the same for all."""
+    lines = {}
+    for result in row.of.results:
+        preset = next((result.labels[name] for name in ("preset", "protocol") if name in result.labels), "")
+        lines[preset] = ", ".join(f"{number} {status}" for status, number in result.left_out.items()) or "0"
+    if len(set(lines.values())) == 1:
+        return [*lines.values()][:1]
+    return [f"{preset}: {line}" for preset, line in lines.items()]
+
+
 def _folder(row: Row) -> dict[str, Any]:
     """How the results of a folder were made."""
     run, result = row.of.run, row.result
@@ -145,11 +169,12 @@ def _folder(row: Row) -> dict[str, Any]:
         "presets": ", ".join(presets),
         "data": data_words(run.get("data")),
         "records": len(row.of.places),
+        "left_out": _left_out(row),
         "seconds": result.seconds,
         "started": run.get("started", ""),
         "command": run.get("command", ""),
         "devices": f"{run.get('devices', '')}{hosts}",
-        "versions": ", ".join(f"{name} {version}" for name, version in run.get("versions", {}).items()),
+        "versions": _versions(run),
         "weights": run.get("weights", ""),
         "program": run.get("program", ""),
         "batch": arguments.get("batch_size", ""),

@@ -17,7 +17,8 @@ def write_rows(path: Path, collection: Collection) -> dict[int, tuple[int, int]]
     """Write the file, UTF-8, and give the first and the last of each result's rows by its number, the heading being 1.
 
     Columns are metric, model, the labels of all results, record (its number in data order), place, class (-1 where it
-    has none), status, value (its name; curves are not among them) and score, empty where the record does not count.
+    has none), status, value (its name; curves are not among them) and score: nine digits, which are a float32's, or
+    nothing where the record does not count.
     """
     labels = list(dict.fromkeys(name for row in collection.rows for name in row.result.labels))
     ranges: dict[int, tuple[int, int]] = {}
@@ -45,6 +46,6 @@ def _write(lines: Any, row: Row, about: tuple[str, ...]) -> int:
     for record, place in enumerate(row.of.places):
         counts = status[record] == Status.COUNTED.code
         for name, scores in columns.items():
-            score = repr(scores[record]) if counts else ""
+            score = f"{scores[record]:.9g}" if counts else ""
             lines.writerow([*about, record, place, classes[record], statuses[status[record]], name, score])
     return len(row.of.places) * len(columns)

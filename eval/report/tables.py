@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from itertools import groupby
 from textwrap import fill
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console
@@ -12,6 +13,9 @@ from rich.text import Text
 from dcls_jax.eval.cli import printable
 from dcls_jax.eval.metric import Result
 from dcls_jax.models.state_dicts import shortened
+
+if TYPE_CHECKING:  # it needs this module
+    from dcls_jax.eval.report.moved import Moves
 
 _NARROW = 6  # characters of a number's column, unless a word of its heading is longer
 
@@ -51,6 +55,29 @@ def shared_labels(results: Sequence[Result]) -> dict[str, str]:
     """The labels that are alike in all results; of a single one, all but the model."""
     shared = {name: of for name, of in labels_of(results[0]).items() if all(labels_of(r)[name] == of for r in results)}
     return shared if len(results) > 1 else dict(results[0].labels)
+
+
+def print_moves(found: "Moves", console: Console | None = None) -> None:
+    """Print which values moved between two collections, how many did not, and which results one alone has."""
+    console = Console() if console is None else console
+    moved = [it for it in found.values if it.moved]
+    kept = len(found.values) - len(moved)
+    console.print(f"{len(moved)} of {len(found.values)} values that both have moved, {kept} did not", highlight=False)
+    if moved:
+        table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)
+        for column in ("of", "value"):
+            table.add_column(column, overflow="fold")
+        for column in ("before", "after", "difference", "records"):
+            table.add_column(column, justify="right")
+        for it in moved:
+            of = it.difference
+            interval = it.how if of is None else f"{of.mean:+.4f}\n{of.low:+.4f} to {of.high:+.4f}"
+            who = ", ".join(labels_of(it.rows[0].result).values())
+            row = f"{it.rows[0].result.title}\n{who}", it.value, f"{it.a:.4f}", f"{it.b:.4f}", interval, str(it.n)
+            table.add_row(*map(Text, row))
+        console.print(table)
+    for line in found.alone:
+        console.print(f"in one alone: {printable(line)}", markup=False, highlight=False, soft_wrap=True)
 
 
 def print_results(results: Sequence[Result], console: Console | None = None) -> None:

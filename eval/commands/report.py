@@ -1,0 +1,47 @@
+"""The command that makes a report of results, or sets two side by side."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dcls_jax.eval.cli import at_work, printable
+from dcls_jax.eval.commands.options import command
+
+
+@command
+def report(
+    results: Annotated[
+        list[Path] | None, typer.Argument(help="Results folders, or folders that hold such at any depth.")
+    ] = None,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="The page; NAME.csv and results.json are written beside it.")
+    ] = Path("report.html"),
+    compare: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(help="Two folders A B instead: list what moved from A to B beyond its interval."),
+    ] = None,
+    resamples: Annotated[int, typer.Option(min=100, help="Bootstrap resamples, of which intervals are made.")] = 10_000,
+) -> None:
+    """Make one page of results that opens anywhere, with the rows of all records and a model index beside it."""
+    if (compare is None) == (not results):
+        raise ValueError("expected either RESULTS or --compare A B")
+    at_work()
+    if compare:
+        _compare(*compare, resamples)
+    else:
+        from dcls_jax.eval.report.files import write_report
+
+        made_by = shlex.join(["dcls-jax", *sys.argv[1:]])
+        for path in write_report(results or [], out, command=made_by, resamples=resamples):
+            print(printable(str(path)))
+
+
+def _compare(a: Path, b: Path, resamples: int) -> None:
+    from dcls_jax.eval.report.collection import collect
+    from dcls_jax.eval.report.moved import moves
+    from dcls_jax.eval.report.tables import print_moves
+
+    print_moves(moves(collect([a]), collect([b]), resamples=resamples))
