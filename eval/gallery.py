@@ -93,25 +93,26 @@ def write(
     table, name = _of_interest(results)
     pairs = table.pairs() or [(row, row) for row in table.rows if not row.result.name.endswith(DCLS)]
     comparisons = [(plain, dcls, _picks(plain, dcls, name, count)) for plain, dcls in pairs]
-    models = list(dict.fromkeys(row.result.name for pair in pairs for row in pair))
-    methods = list(dict.fromkeys(plain.result.labels["method"] for plain, _ in pairs))
+    needed: dict[int, dict[tuple[str, str], None]] = {}
+    for *rows, picks in comparisons:
+        for pick in picks:
+            of = ((row.result.name, row.result.labels["method"]) for row in rows)
+            needed.setdefault(pick.record, {}).update(dict.fromkeys(of))
     names = imagenet_classes() if num_classes == 1000 else ()
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
     first, pictures = table.rows[0], {}
-    for record in sorted({pick.record for *_, picks in comparisons for pick in picks}):
+    for record, of_models in sorted(needed.items()):
         label, shown = int(first.result.classes[record]), sample(record)
-        of_models = {model: {method: maps(model, method, shown.image, label) for method in methods} for model in models}
+        found = {which: maps(*which, shown.image, label) for which in of_models}
         pictures[str(record)] = {
             "class": names[label] if 0 <= label < len(names) else str(label),
             "place": first.of.places[record],
-            **_written(path, record, shown, of_models),
+            **_written(path, record, shown, found),
         }
     content = {
         "title": table.title,
         "value": name,
-        "models": models,
-        "methods": methods,
         "comparisons": [_comparison(*comparison) for comparison in comparisons],
         "pictures": pictures,
     }
@@ -138,12 +139,17 @@ def _picks(plain: Row, dcls: Row, name: str, count: int) -> list[Pick]:
 
 
 def _comparison(plain: Row, dcls: Row, picks: Sequence[Pick]) -> dict[str, Any]:
-    models = {"a": dcls.result.name, "b": plain.result.name, "method": dcls.result.labels["method"]}
-    return {**models, "picks": [pick._asdict() for pick in picks]}
+    return {
+        "a": dcls.result.name,
+        "b": plain.result.name,
+        "paired": plain is not dcls,
+        "method": dcls.result.labels["method"],
+        "picks": [pick._asdict() for pick in picks],
+    }
 
 
 def _written(
-    folder: Path, record: int, shown: PictureSample, of_models: Mapping[str, Mapping[str, ArrayLike]]
+    folder: Path, record: int, shown: PictureSample, of_models: Mapping[tuple[str, str], ArrayLike]
 ) -> dict[str, Any]:
     """The files of a picture and its maps, and its boxes as shares of width and height."""
     height, width = shown.image.shape[:2]
@@ -158,11 +164,10 @@ def _written(
         human = f"{record}-people.png"
         write_bytes(folder / human, map_picture(shown.human, size, _COLOURS["people"]))
     files: dict[str, dict[str, str]] = {}
-    for i, (model, by_method) in enumerate(of_models.items()):
-        for j, (method, map) in enumerate(by_method.items()):
-            file = f"{record}-{i}-{j}.png"
-            write_bytes(folder / file, map_picture(map, size, _COLOURS["model"]))
-            files.setdefault(model, {})[method] = file
+    for number, ((model, method), map) in enumerate(of_models.items()):
+        file = f"{record}-{number}.png"
+        write_bytes(folder / file, map_picture(map, size, _COLOURS["model"]))
+        files.setdefault(model, {})[method] = file
     boxes = np.asarray([] if shown.boxes is None else shown.boxes, np.float64).reshape(-1, 4)
     ends = (boxes + [0, 0, 1, 1]) / [width, height, width, height]
     return {

@@ -28,6 +28,11 @@ class Bounds(NamedTuple):
     low: float
     high: float
 
+    @property
+    def sign(self) -> int:
+        """Which side of zero all of the interval is on, 1 or -1; 0 where it holds zero."""
+        return int(self.low > 0) - int(self.high < 0)
+
 
 class Column(NamedTuple):
     """Scores of records (n,), NaN where one does not count; with classes (n,) where the classes' means are averaged."""
@@ -76,9 +81,7 @@ class Comparison(NamedTuple):
     @property
     def verdict(self) -> int:
         """1 where DCLS is better beyond the interval, -1 where it is worse, 0 where the interval holds both."""
-        if self.difference.low <= 0 <= self.difference.high:
-            return 0
-        return int(np.sign(self.difference.mean)) * self.measure.better
+        return self.difference.sign * self.measure.better
 
 
 class Claim(NamedTuple):
@@ -96,6 +99,11 @@ class Claim(NamedTuple):
     p: float
     n: int
     difference: Bounds | None
+
+    @property
+    def verdict(self) -> int:
+        """As of a comparison."""
+        return 0 if self.difference is None else self.difference.sign * measure_of(self.value).better
 
 
 def resampled(columns: Mapping[Key, Column], *, resamples: int = RESAMPLES) -> dict[Key, Bounds]:

@@ -1,7 +1,7 @@
 """The galleries beside results, with their pictures as data that a page holds."""
 
 import base64
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -38,12 +38,17 @@ def _embedded(file: Path) -> dict[str, Any]:
             for by_method in picture["maps"].values():
                 for method, name in by_method.items():
                     by_method[method] = _uri(file.parent, name)
-        for comparison in content["comparisons"]:
-            if any(str(pick["record"]) not in content["pictures"] for pick in comparison["picks"]):
-                raise KeyError("a record that is picked has no picture")
+        if not all(_has_maps(content, comparison) for comparison in content["comparisons"]):
+            raise KeyError("a picture lacks a map")
     except (KeyError, TypeError, AttributeError, OSError) as error:
         raise ResultsError(f"{file} is no gallery ({error}); write it anew") from error
     return content
+
+
+def _has_maps(content: Mapping[str, Any], comparison: Mapping[str, Any]) -> bool:
+    """Whether each picture that a comparison picks has the maps of both sides."""
+    of_picks = (content["pictures"][str(pick["record"])]["maps"] for pick in comparison["picks"])
+    return all(comparison["method"] in maps[comparison[side]] for maps in of_picks for side in ("a", "b"))
 
 
 def _uri(folder: Path, name: str) -> str:

@@ -81,7 +81,7 @@ def _move(number: int, pair: tuple[Row, Row], name: str, found: Mapping[Key, Bou
     a, b = (row.result.values[name] for row in pair)
     differs = not (abs(b - a) <= ROUNDING or (np.isnan(a) and np.isnan(b)))
     if (difference := found.get((number, name))) is not None:
-        moved = not difference.low <= 0 <= difference.high and abs(difference.mean) > ROUNDING
+        moved = difference.sign != 0 and abs(difference.mean) > ROUNDING
         return Move(pair, name, a, b, _common(pair, name), difference, "paired", moved)
     sides = [found.get((number, name, side)) for side in (0, 1)]
     if sides[0] is not None and sides[1] is not None:

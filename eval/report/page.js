@@ -46,3 +46,8 @@ for (const slider of document.querySelectorAll(".opacity")) {
   slider.addEventListener("input", set);
   set();
 }
+
+// What is folded is printed too, but for the records.
+addEventListener("beforeprint", () => {
+  for (const part of document.querySelectorAll("main > section:not(#records) details")) part.open = true;
+});

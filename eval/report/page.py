@@ -11,7 +11,7 @@ from dcls_jax.eval.report import figures
 from dcls_jax.eval.report.analysis import DRAWN, Analysis, Section, by, plain, signed, within, words
 from dcls_jax.eval.report.collection import Row
 from dcls_jax.eval.report.comparisons import CONFIDENCE, SEED, Comparison
-from dcls_jax.eval.report.measures import measure_of
+from dcls_jax.eval.report.measures import MARGIN, measure_of
 from dcls_jax.eval.report.series import Curve, architectures
 from dcls_jax.eval.report.tables import labels_of
 from dcls_jax.eval.status import Status
@@ -52,6 +52,7 @@ def render(
         records=_records,
         confidence=f"{100 * CONFIDENCE:g} %",
         seed=SEED,
+        margin=MARGIN,
         figures=figures,
         measure_of=measure_of,
         labels_of=labels_of,
