@@ -11,7 +11,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for function in (evaluation.demo, maps.cam, models.convert, models.models, suites.suite):
+for function in (evaluation.demo, maps.cam, models.convert, models.models, suites.suite, suites.study):
     app.command()(function)
 app.add_typer(evaluation.evaluations, name="eval")
 
