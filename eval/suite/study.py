@@ -116,15 +116,9 @@ def rates(models: Sequence[Model], *, batch_size: int = 32) -> Iterator[tuple[Mo
     source = ClickMe(demo.SAMPLE)
     for model in models:
         network = create_model(model.name, dcls=model.dcls)
-        settings = Settings(batch_size=batch_size)
-        jobs = [
-            Job(
-                clickme.metric(network, clickme.PROTOCOLS, method=method, transform=network.transform),
-                network,
-                settings,
-            )
-            for method in STUDY
-        ]
+        settings, transform = Settings(batch_size=batch_size), network.transform
+        metrics = [clickme.metric(network, clickme.PROTOCOLS, method=method, transform=transform) for method in STUDY]
+        jobs = [Job(metric, network, settings) for metric in metrics]
         program = program_of(jobs, settings)
         read = reader_of(metrics[:1], source, skip_bad=False)
         rows = [read(index)[0] for index in range(batch_size)]
