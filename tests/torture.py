@@ -2,9 +2,10 @@
 
     python tests/torture.py [--kills 100] [--seed 0]
 
-On half of the sample in the package and one of its models, and a suite of both; a third of the kills each, by SIGKILL, two in a row before a
-run may end: at any moment from Python's first to its last, and when so many files are there. Those that come too late
-do not count. Ends with an error at the first run that does not end with the same digits, or leaves a file behind.
+On half of the sample in the package and one of its models, and a suite of both; a third of the kills each, by SIGKILL,
+two in a row before a run may end: at any moment from Python's first to its last, and when so many files are there.
+Those that come too late do not count. Ends with an error at the first run that does not end with the same digits, or
+leaves a file behind.
 """
 
 import argparse
