@@ -139,7 +139,6 @@ def metric(
     model: Backbone, protocols: Sequence[Protocol], *, method: str, transform: Transform
 ) -> Metric[Stored, Record]:
     """What `evaluate_protocols` measures."""
-    fields = tuple(transform if protocol == "aligned" else None for protocol in protocols)
     return Metric(
         name="clickme",
         title="ClickMe human alignment",
@@ -147,7 +146,7 @@ def metric(
         variants=dict.fromkeys(protocols, _summary),
         labels={"method": method},
         blank=_blank(transform, protocols),
-        prepare=partial(_record, transform=transform, fields=fields, classes=classes_of(model, transform)),
+        prepare=_preparation(transform, protocols, classes_of(model, transform)),
         step=partial(_scores, method=method, protocols=tuple(protocols)),
     )
 
