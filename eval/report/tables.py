@@ -19,8 +19,8 @@ _NARROW = 6  # characters of a number's column, unless a word of its heading is 
 def results_table(results: Sequence[Result], *, stacked: bool = False) -> Table:
     """One row per result, without what all share; stacked: what tells them apart in one column."""
     table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)
-    shared = _shared(results)
-    told_by = [name for name in _labels(results[0]) if name not in shared]
+    shared = shared_labels(results)
+    told_by = [name for name in labels_of(results[0]) if name not in shared]
     for column in _cells(told_by, stacked):
         table.add_column(column, overflow="fold")
     values = list(dict.fromkeys(name for r in results for name in r.values))
@@ -33,7 +33,7 @@ def results_table(results: Sequence[Result], *, stacked: bool = False) -> Table:
     for r in results:
         numbers = (f"{r.values[name]:.4f}" if name in r.values else "" for name in values)
         reasons = "\n".join(f"{number} {status}" for status, number in r.left_out.items())
-        row = *_cells([_labels(r)[name] for name in told_by], stacked), *numbers, str(r.counted), reasons or "0"
+        row = *_cells([labels_of(r)[name] for name in told_by], stacked), *numbers, str(r.counted), reasons or "0"
         table.add_row(*map(Text, row))  # names may look like markup
     return table
 
@@ -42,13 +42,14 @@ def _cells(labels: Sequence[str], stacked: bool) -> Sequence[str]:
     return ["\n".join(labels)] if stacked else labels
 
 
-def _labels(result: Result) -> dict[str, str]:
+def labels_of(result: Result) -> dict[str, str]:
+    """What tells a result from others, its model first."""
     return {"model": result.name, **result.labels}
 
 
-def _shared(results: Sequence[Result]) -> dict[str, str]:
+def shared_labels(results: Sequence[Result]) -> dict[str, str]:
     """The labels that are alike in all results; of a single one, all but the model."""
-    shared = {name: of for name, of in _labels(results[0]).items() if all(_labels(r)[name] == of for r in results)}
+    shared = {name: of for name, of in labels_of(results[0]).items() if all(labels_of(r)[name] == of for r in results)}
     return shared if len(results) > 1 else dict(results[0].labels)
 
 
@@ -60,7 +61,7 @@ def print_results(results: Sequence[Result], console: Console | None = None) -> 
     console = Console() if console is None else console
     for (title, _), group in groupby(results, key=lambda result: (result.title, result.labels.get("preset"))):
         alike = list(group)
-        console.print(Text(", ".join([title, *map(" ".join, _shared(alike).items())]), "italic"))
+        console.print(Text(", ".join([title, *map(" ".join, shared_labels(alike).items())]), "italic"))
         table = results_table(alike)
         too_wide = console.measure(table, options=console.options.update(max_width=10_000)).maximum > console.width
         console.print(results_table(alike, stacked=True) if too_wide else table)
