@@ -156,6 +156,11 @@ def _blank(transform: Transform, protocols: Sequence[Protocol]) -> Record:
     return Record(image, np.zeros((len(protocols), SIZE, SIZE), np.float32), np.zeros((), np.int32))
 
 
+def _preparation(transform: Transform, protocols: Sequence[Protocol], classes: int) -> Callable[[Stored], Record]:
+    fields = tuple(transform if protocol == "aligned" else None for protocol in protocols)
+    return partial(_record, transform=transform, fields=fields, classes=classes)
+
+
 def _record(stored: Stored, *, transform: Transform, fields: tuple[Transform | None, ...], classes: int) -> Record:
     image, heatmap, label = stored
     check_label(label, classes)

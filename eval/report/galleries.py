@@ -50,5 +50,3 @@ def _uri(folder: Path, name: str) -> str:
     """A file of the folder itself."""
     file = folder / Path(name).name
     return f"data:{_TYPES[file.suffix]};base64,{base64.b64encode(file.read_bytes()).decode()}"
-
-
