@@ -4,7 +4,7 @@ Protocol of Fel et al. 2022 (serre-lab/Harmonization), with the model side of th
 label is explained, ranks are averaged over ties, the score is the mean over images divided by the human ceiling.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from os import PathLike
 from typing import Any, Literal, NamedTuple, get_args
