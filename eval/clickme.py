@@ -4,7 +4,7 @@ Protocol of Fel et al. 2022 (serre-lab/Harmonization), with the model side of th
 label is explained, ranks are averaged over ties, the score is the mean over images divided by the human ceiling.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from os import PathLike
 from typing import Any, Literal, NamedTuple, get_args
@@ -139,7 +139,6 @@ def metric(
     model: Backbone, protocols: Sequence[Protocol], *, method: str, transform: Transform
 ) -> Metric[Stored, Record]:
     """What `evaluate_protocols` measures."""
-    fields = tuple(transform if protocol == "aligned" else None for protocol in protocols)
     return Metric(
         name="clickme",
         title="ClickMe human alignment",
@@ -147,7 +146,7 @@ def metric(
         variants=dict.fromkeys(protocols, _summary),
         labels={"method": method},
         blank=_blank(transform, protocols),
-        prepare=partial(_record, transform=transform, fields=fields, classes=classes_of(model, transform)),
+        prepare=_preparation(transform, protocols, classes_of(model, transform)),
         step=partial(_scores, method=method, protocols=tuple(protocols)),
     )
 
@@ -155,6 +154,11 @@ def metric(
 def _blank(transform: Transform, protocols: Sequence[Protocol]) -> Record:
     image = np.zeros((transform.crop, transform.crop, 3), np.float32)
     return Record(image, np.zeros((len(protocols), SIZE, SIZE), np.float32), np.zeros((), np.int32))
+
+
+def _preparation(transform: Transform, protocols: Sequence[Protocol], classes: int) -> Callable[[Stored], Record]:
+    fields = tuple(transform if protocol == "aligned" else None for protocol in protocols)
+    return partial(_record, transform=transform, fields=fields, classes=classes)
 
 
 def _record(stored: Stored, *, transform: Transform, fields: tuple[Transform | None, ...], classes: int) -> Record:

@@ -1,11 +1,10 @@
 """The main job in miniature, offline: two small models and a drawn sample in ClickMe's format, both in the package."""
 
 import json
-from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -15,10 +14,10 @@ from PIL import Image
 
 from dcls_jax.cam import show_maps
 from dcls_jax.cam.maps import normalise
-from dcls_jax.eval import accuracy, clickme, faithfulness, localisation, sanity
+from dcls_jax.eval import clickme, localisation
 from dcls_jax.eval.data.clickme import ClickMe
 from dcls_jax.eval.data.regions import Region
-from dcls_jax.eval.metric import Result, Settings
+from dcls_jax.eval.metric import Result
 from dcls_jax.eval.results import check_writable
 from dcls_jax.eval.study import STUDY, study_maps
 from dcls_jax.files import write_bytes
@@ -59,89 +58,17 @@ def sample_pictures() -> list[tuple[np.ndarray, int]]:
     return [(sample.image.astype(np.uint8), sample.label) for sample in clickme.load(SAMPLE)]
 
 
-def run(out: Path, *, pictures: int = 2) -> list[clickme.Result]:
+def run(out: Path, *, pictures: int = 2) -> list[Result]:
     """Evaluate both models and both methods of the study on the sample, and draw maps of its first pictures.
 
-    out: the folder for a results folder per evaluation and `maps.png`; a killed run goes on where it stopped.
+    out: the folder for results folders and `maps.png`; a killed run goes on where it stopped.
     """
+    from dcls_jax.eval.suite import Plan, load  # which knows the sample
+
     check_writable(out)
-    models = sample_models()
-    results = [
-        clickme.evaluate(model, SAMPLE, method=method, out=out / f"{name}-{method}", name=name)
-        for name, model in models.items()
-        for method in STUDY
-    ]
-    draw(out / "maps.png", models, pictures)
+    results = [result for found in Plan(load("demo"), out).run() for result in found.results]
+    draw(out / "maps.png", sample_models(), pictures)
     return results
-
-
-def suite(out: Path) -> list[Result]:
-    """Both models by every evaluation, and the maps of one against those of the same trained on shuffled labels.
-
-    What takes long is of one method and of the sample's first pictures, as OF_MAPS has it. out: the folder for a
-    results folder per evaluation; a killed run goes on where it stopped.
-    """
-    check_writable(out)
-    models, pictures = sample_models(), SampleObjects()
-    first = [pictures[index] for index in range(max(part.pictures or 0 for part in OF_MAPS))]
-
-    def settings(*names: str, batch_size: int = 32) -> Settings:
-        return Settings(out=out / "-".join(names), name=names[1], batch_size=batch_size)
-
-    results = [accuracy.evaluate(model, pictures, settings("accuracy", name)) for name, model in models.items()]
-    for part in OF_MAPS:
-        samples, size = (first[: part.pictures], part.pictures) if part.pictures else (pictures, 32)
-        by_model = [
-            part.evaluate(model, samples, settings(part.name, name, method, batch_size=size), method)
-            for name, model in models.items()
-            for method in part.methods
-        ]
-        results += chain.from_iterable(zip(*by_model, strict=True))  # preset by preset
-    learned, by_heart = models[NAMES[0]], shuffled_model()
-    settings_of = settings("shuffled", NAMES[0], batch_size=16)
-    return [*results, sanity.label_randomisation(learned, by_heart, first[:16], settings_of)]
-
-
-def _alignment(model: Backbone, samples: Any, settings: Settings, method: str) -> Sequence[Result]:
-    return clickme.evaluate_protocols(model, SAMPLE, ("aligned",), method=method, settings=settings)
-
-
-def _localisation(model: Backbone, samples: Any, settings: Settings, method: str) -> Sequence[Result]:
-    return localisation.evaluate(model, samples, settings, method=method, presets=WHERE)
-
-
-def _faithfulness(model: Backbone, samples: Any, settings: Settings, method: str) -> Sequence[Result]:
-    presets = ("rise", "torch_cam_change", "adcc")
-    return faithfulness.evaluate(model, samples, settings, method=method, presets=presets)
-
-
-def _road(model: Backbone, samples: Any, settings: Settings, method: str) -> Sequence[Result]:
-    return faithfulness.evaluate(model, samples, settings, method=method, presets=("road",))
-
-
-def _sanity(model: Backbone, samples: Any, settings: Settings, method: str) -> Sequence[Result]:
-    return sanity.evaluate(model, samples, settings, method=method)[-1:]  # the mean over layers
-
-
-class Part(NamedTuple):
-    """An evaluation of maps in the suite: evaluate(model, samples, settings, method) -> results, alike for all models.
-
-    methods: of the maps. pictures: the sample's first so many; all of them unless given.
-    """
-
-    name: str
-    evaluate: Callable[[Backbone, Any, Settings, str], Sequence[Result]]
-    methods: Sequence[str] = tuple(STUDY)
-    pictures: int | None = None
-
-
-OF_MAPS = (
-    Part("clickme", _alignment),
-    Part("localisation", _localisation),
-    Part("faithfulness", _faithfulness, pictures=32),
-    Part("road", _road, ("grad_cam",), 8),
-    Part("sanity", _sanity, ("grad_cam",), 16),
-)
 
 
 class SampleObjects:

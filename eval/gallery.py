@@ -106,7 +106,7 @@ def write(
         label, shown = int(first.result.classes[record]), sample(record)
         found = {which: maps(*which, shown.image, label) for which in of_models}
         pictures[str(record)] = {
-            "class": names[label] if 0 <= label < len(names) else str(label),
+            "class": names[label] if 0 <= label < len(names) else str(label) if label >= 0 else "",
             "place": first.of.places[record],
             **_written(path, record, shown, found),
         }

@@ -1,13 +1,15 @@
-"""`dcls-jax eval clickme` and `dcls-jax convert`, killed at random moments and run again: do both end as undisturbed?
+"""`dcls-jax eval clickme`, `convert` and `suite`, killed at random moments and run again: do they end as undisturbed?
 
     python tests/torture.py [--kills 100] [--seed 0]
 
-On half of the sample in the package and one of its models; half of the kills each, by SIGKILL, two in a row before a
-run may end: at any moment from Python's first to its last, and when so many files are there. Those that come too late
-do not count. Ends with an error at the first run that does not end with the same digits, or leaves a file behind.
+On half of the sample in the package and one of its models, and a suite of both; a third of the kills each, by SIGKILL,
+two in a row before a run may end: at any moment from Python's first to its last, and when so many files are there.
+Those that come too late do not count. Ends with an error at the first run that does not end with the same digits, or
+leaves a file behind.
 """
 
 import argparse
+import json
 import math
 import os
 import random
@@ -31,16 +33,19 @@ COMMAND = f"""
 from dcls_jax.eval import cli
 
 def command():
+    import sys
     import dcls_jax.models
     from dcls_jax.eval import commands, demo
-    demo.NAMES = [{MODEL!r}]
-    dcls_jax.models.create_model = lambda *_, **__: demo.sample_models()[{MODEL!r}]
+    if sys.argv[1] != "suite":
+        demo.NAMES = [{MODEL!r}]
+        dcls_jax.models.create_model = lambda *_, **__: demo.sample_models()[{MODEL!r}]
     commands.app()
 
 cli.run(command)
 """
 EVALUATE = ["eval", "clickme", str(SAMPLE / "val-0.tfrecords"), "--model", "convnext_tiny", "--batch-size", "8"]
 CONVERT = ["convert", str(SAMPLE / MODEL)]
+SUITE = Path(__file__).parent / "data" / "suite.yaml"
 
 
 def main() -> None:
@@ -49,9 +54,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     rng = random.Random(options.seed)
-    for name, command, result in (("eval clickme", evaluation, scores), ("convert", conversion, weights)):
+    for name, command, result in (
+        ("eval clickme", evaluation, scores),
+        ("convert", conversion, weights),
+        ("suite", suite, scores),
+    ):
         folder = Path(tempfile.mkdtemp())
-        torture(name, command, result, folder, options.kills // 2, rng)
+        torture(name, command, result, folder, options.kills // 3, rng)
         shutil.rmtree(folder)
 
 
@@ -92,13 +101,24 @@ def evaluation(out: Path) -> list[str]:
     return [*EVALUATE, "--out", str(out)]
 
 
+def suite(out: Path) -> list[str]:
+    return ["suite", str(SUITE), "--out", str(out)]
+
+
 def scores(out: Path) -> dict[str, np.ndarray]:
-    """What every part holds; raises where there is more, or less, than a run leaves."""
-    (run,) = out.iterdir()
-    parts = sorted(run.glob("part-*.npz"))
-    names = {"lock", "run.json", "summary.json", *(part.name for part in parts)}
-    assert {path.name for path in run.iterdir()} == names, sorted(run.iterdir())
-    return {f"{part.name} {key}": values for part in parts for key, values in np.load(part).items()}
+    """What every part and summary holds; raises where there is more, or less, than a run leaves."""
+    found: dict[str, np.ndarray] = {}
+    for run in sorted(path for path in out.iterdir() if path.is_dir()):
+        parts = sorted(run.glob("part-*.npz"))
+        names = {"lock", "run.json", "places.json", "summary.json", *(part.name for part in parts)}
+        assert {path.name for path in run.iterdir()} == names, sorted(run.iterdir())
+        for part in parts:
+            found |= {f"{run.name} {part.name} {key}": values for key, values in np.load(part).items()}
+        for variant, entry in json.loads((run / "summary.json").read_text())["results"].items():
+            found |= {f"{run.name} {variant} {key}": np.array(str(entry[key])) for key in entry.keys() - {"seconds"}}
+    for file in sorted(path for path in out.iterdir() if path.is_file() and path.suffix == ".json"):
+        found[file.name] = np.frombuffer(file.read_bytes(), np.uint8)
+    return found
 
 
 def conversion(out: Path) -> list[str]:

@@ -11,7 +11,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for function in (evaluation.demo, maps.cam, models.convert, models.models, suites.suite, report.report):
+_COMMANDS = evaluation.demo, maps.cam, models.convert, models.models, suites.suite, suites.study, report.report
+for function in _COMMANDS:
     app.command()(function)
 app.add_typer(evaluation.evaluations, name="eval")
 

@@ -20,19 +20,12 @@ evaluations = typer.Typer(no_args_is_help=True, help="Evaluate the maps of a mod
 @command
 def demo(
     out: Annotated[Path, typer.Option(help="The folder for results and pictures.")] = Path("results/demo"),
-    suite: Annotated[
-        bool, typer.Option("--suite", help="By every evaluation, not by human alignment alone; in three minutes.")
-    ] = False,
 ) -> None:
     """Evaluate two small models on a small sample, both in the package: the whole pipeline, offline, in a minute."""
     from dcls_jax.eval import demo
     from dcls_jax.eval.report import print_results
 
     at_work()
-    if suite:
-        print_results(demo.suite(out))
-        print(printable(f"results: {out}"))
-        return
     print_results(demo.run(out))
     print(printable(f"maps: {out / 'maps.png'}\nresults: {out}"))
 

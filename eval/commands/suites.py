@@ -6,39 +6,100 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dcls_jax.eval.cli import at_work, printable
-from dcls_jax.eval.commands.options import command
+from dcls_jax.eval.commands.options import Out, command
 
 if TYPE_CHECKING:
-    from dcls_jax.eval.suite import Plan
+    from dcls_jax.eval.suite import Suite
 
 
 @command
 def suite(
     suite: Annotated[
-        str, typer.Argument(help="A YAML file, or study, faithfulness, localisation, sanity, sample, demo.")
+        str,
+        typer.Argument(help="A YAML file, or one of the package's: study, faithfulness, localisation, sanity, sample."),
     ],
-    out: Annotated[Path, typer.Option(help="The folder for results; the same command goes on there.")] = Path(
-        "results"
-    ),
+    out: Out = Path("results"),
     plan: Annotated[bool, typer.Option("--plan", help="Say what is done and what is left, and run nothing.")] = False,
 ) -> None:
     """Run many evaluations, models x methods x metrics: what is done is skipped, and each picture is read once."""
-    from dcls_jax.eval.report import print_results
-    from dcls_jax.eval.suite import Plan, load
+    from dcls_jax.eval.suite import load
 
     chosen = load(suite)
     at_work()
-    planned = Plan(chosen, out, download=not plan)
-    _print_plan(planned)
-    if not plan:
-        print_results([result for found in planned.run() for result in found.results])
-        print(printable(f"results: {out}"))
+    _run(chosen, out, plan=plan)
 
 
-def _print_plan(planned: "Plan") -> None:
-    done = [cell for cell in planned.cells if planned.folder(cell)]
-    print(printable(f"{planned.suite.title}: {len(done)} of {len(planned.cells)} evaluations are done"))
-    for cell in planned.cells:
-        if cell not in done:
+@command
+def study(
+    plan: Annotated[
+        bool, typer.Option("--plan", help="List what is there and what is missing, and how long it takes here.")
+    ] = False,
+    sample: Annotated[
+        bool, typer.Option("--sample", help="The same on the package's two small models and drawn pictures, offline.")
+    ] = False,
+    out: Out = Path("results/study"),
+) -> None:
+    """The study (arXiv 2408.03164): sixteen models, two methods, both protocols, from what is published."""
+    from dcls_jax.eval.suite import study
+
+    at_work()
+    if plan:
+        _print_needs()
+        _print_times()
+        return
+    if not sample:
+        study.fetch_clickme()
+    _run(study.suite(sample=sample), out)
+
+
+def _run(suite: "Suite", out: Path, *, plan: bool = False) -> None:
+    from dcls_jax.eval.report import print_results
+    from dcls_jax.eval.suite import Plan
+
+    planned = Plan(suite, out, download=not plan)
+    done = {cell for cell in planned.cells if planned.folder(cell)}
+    print(printable(f"{suite.title}: {len(done)} of {len(planned.cells)} evaluations are done"), flush=True)
+    if plan:
+        for cell in planned.cells:
             words = cell.evaluation.metric, cell.model.called, cell.method, ", ".join(cell.evaluation.presets)
-            print(printable("  left: " + " | ".join(word for word in words if word)))
+            print(printable(f"  {'done' if cell in done else 'left'}: " + " | ".join(word for word in words if word)))
+        return
+    print_results([result for found in planned.run() for result in found.results])
+    print(printable(f"results: {out}"))
+
+
+def _print_needs() -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from dcls_jax.eval.suite import study
+    from dcls_jax.models.published import cache_folder
+
+    needs = study.ask_sizes(study.needs())
+    missing = [need for need in needs if not need.there]
+    table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)
+    for column in ("", "MB", "", "from"):
+        table.add_column(column, justify="right" if column == "MB" else "left", overflow="fold")
+    for need in needs:
+        table.add_row(need.name, f"{need.bytes / 1e6:.0f}", "there" if need.there else "missing", need.url)
+    Console().print(table)
+    print(f"{len(missing)} of {len(needs)} files are missing, about {sum(it.bytes for it in missing) / 1e9:.1f} GB;")
+    print(printable(f"`dcls-jax study` fetches them to {cache_folder()}, or put them there"))
+
+
+def _print_times() -> None:
+    """How long the study takes here, model by model as it is measured."""
+    from dcls_jax.eval.data.clickme import FILE_RECORDS, STUDY_FILES
+    from dcls_jax.eval.suite import study
+
+    pictures = FILE_RECORDS * STUDY_FILES
+    print(
+        f"\n{pictures} pictures, both methods and protocols, by one batch of each model here, once compiled:",
+        flush=True,
+    )
+    seconds = 0.0
+    for model, rate in study.rates(study.models()):
+        seconds += pictures / rate
+        print(f"  {model.called:20} {rate:8.1f} images/s {pictures / rate / 60:8.1f} min", flush=True)
+    print(f"together {seconds / 3600:.1f} h on this machine, and the time to compile")

@@ -15,6 +15,9 @@ from dcls_jax.eval.data.records import Paths, RecordError, Records
 from dcls_jax.models import Transform
 
 SIZE = 224  # side of the images and of all maps compared
+# The validation split, of which the study's loader missed the last file: 17 of 18, 3072 records each.
+URL = "https://storage.googleapis.com/serrelab/prj_harmonization/dataset/click-me/val/val-{}.tfrecords"
+STUDY_FILES, FILE_RECORDS = 17, 3072
 
 _MOST_PIXELS = 4096 * 4096  # of a picture in a record, 256 times ClickMe's; a header may claim 4 billion
 _BLUR_INPUT, _BLUR_TAPS, _BLUR_SIGMA = 64, 10, 10.0

@@ -1,7 +1,7 @@
 """YAML whose mappings and lists remember their lines, so that what is wrong can be pointed at."""
 
 import difflib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,8 +19,20 @@ class Lines(dict[str, Any]):
     lines: Mapping[str, int]
 
 
+class Entries(list[Any]):
+    """A list, with the `lines` of its entries."""
+
+    lines: Sequence[int]
+
+
 class _Loader(yaml.SafeLoader):
     pass
+
+
+def _sequence(loader: _Loader, node: yaml.SequenceNode) -> Entries:
+    found = Entries(loader.construct_object(entry, deep=True) for entry in node.value)
+    found.lines = [entry.start_mark.line + 1 for entry in node.value]
+    return found
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> Lines:
@@ -37,6 +49,7 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> Lines:
 
 
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_SEQUENCE_TAG, _sequence)
 
 
 def read(text: str, name: str) -> Lines:
@@ -87,7 +100,6 @@ class Problems:
 
     def raise_any(self, name: str) -> None:
         """Raise SuiteError if there is a problem."""
-        if self._found:
-            number = len(self._found)
-            lines = "".join(f"\n  line {line}: {problem}" for line, problem in sorted(dict.fromkeys(self._found)))
-            raise SuiteError(f"{name} has {number} problem{'s' * (number > 1)}:{lines}")
+        if found := sorted(dict.fromkeys(self._found)):
+            lines = "".join(f"\n  line {line}: {problem}" for line, problem in found)
+            raise SuiteError(f"{name} has {len(found)} problem{'s' * (len(found) > 1)}:{lines}")

@@ -142,9 +142,10 @@ class Plan:
         about = About(model, settings.transform_of(model), source, cell.evaluation, cell.method)
         return Job(METRICS[cell.evaluation.metric].make(about), model, settings)
 
-    def results(self) -> list[Stored]:
-        """Those of the cells that are done, in the suite's order."""
-        folders = [folder for cell in self.cells if (folder := self.folder(cell))]
+    def results(self, cells: Sequence[Cell] | None = None) -> list[Stored]:
+        """Those of cells, all unless given, that are done, in the suite's order."""
+        wanted = self.cells if cells is None else cells
+        folders = [folder for cell in wanted if (folder := self.folder(cell))]
         return [stored(folder) for folder in dict.fromkeys(folders)]
 
 

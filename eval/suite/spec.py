@@ -1,6 +1,6 @@
 """A suite as it is written: models, methods, and what is evaluated on which data."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -9,7 +9,7 @@ from typing import Any
 from dcls_jax.cam import METHODS
 from dcls_jax.eval import demo
 from dcls_jax.eval.data.records import find_shards
-from dcls_jax.eval.suite.located import Lines, Problems, SuiteError, read
+from dcls_jax.eval.suite.located import Entries, Lines, Problems, SuiteError, read
 from dcls_jax.eval.suite.metrics import METRICS, Kind
 from dcls_jax.models import list_models
 
@@ -98,13 +98,14 @@ def parse(text: str, name: str, folder: Path) -> Suite:
     """A suite from its text; folder: what its paths are relative to. Raises SuiteError."""
     content, problems = read(text, name), Problems()
     problems.keys(content, ("title", "models", "methods", "evaluations", "batch_size", "skip_bad"))
-    models = [_model(entry, content, folder, problems) for entry in _entries(content, "models", problems)]
+    models = [_model(entry, line, folder, problems) for entry, line in _entries(content, "models", problems)]
     known = [model for model in models if model]
     called = [model.called for model in known]
     for twice in {name for name in called if called.count(name) > 1}:
         problems.add(content.lines["models"], f"two models are called {twice!r}; give one another name by `called`")
     evaluations = [
-        _evaluation(entry, content, folder, known, problems) for entry in _entries(content, "evaluations", problems)
+        _evaluation(entry, line, content, folder, known, problems)
+        for entry, line in _entries(content, "evaluations", problems)
     ]
     batch_size = content.get("batch_size", 32)
     if not _whole(batch_size):
@@ -121,26 +122,25 @@ def parse(text: str, name: str, folder: Path) -> Suite:
     return found
 
 
-def _entries(content: Lines, key: str, problems: Problems) -> Sequence[Any]:
+def _entries(content: Lines, key: str, problems: Problems) -> Iterable[tuple[Any, int]]:
+    """What a list holds, each with its line."""
     entries = content.get(key)
-    if not isinstance(entries, list) or not entries:
+    if not isinstance(entries, Entries) or not entries:
         problems.add(content.lines.get(key, content.line), f"{key} must be a list of at least one")
         return []
-    return entries
+    return zip(entries, entries.lines, strict=True)
 
 
 def _whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
-def _model(entry: Any, content: Lines, folder: Path, problems: Problems) -> Model | None:
-    line = content.lines["models"]
+def _model(entry: Any, line: int, folder: Path, problems: Problems) -> Model | None:
     if isinstance(entry, str):
         return Model(entry, entry) if problems.one_of(line, "model", entry, list_models()) else None
     if not isinstance(entry, Lines):
         problems.add(line, f"a model is {entry!r}, expected a name or a mapping")
         return None
-    line = entry.line
     if "sample" in entry:
         problems.keys(entry, ("sample", "called"))
         name = entry["sample"]
@@ -163,10 +163,10 @@ def _model(entry: Any, content: Lines, folder: Path, problems: Problems) -> Mode
 
 
 def _evaluation(
-    entry: Any, content: Lines, folder: Path, models: Sequence[Model], problems: Problems
+    entry: Any, line: int, content: Lines, folder: Path, models: Sequence[Model], problems: Problems
 ) -> Evaluation | None:
     if not isinstance(entry, Lines):
-        problems.add(content.lines["evaluations"], f"an evaluation is {entry!r}, expected a mapping")
+        problems.add(line, f"an evaluation is {entry!r}, expected a mapping")
         return None
     metric = entry.get("metric")
     if not problems.one_of(entry.line, "metric", metric, METRICS):

@@ -1,4 +1,4 @@
-"""Localisation of a trained network's maps of real photographs, where `shared/real` is in the checkout."""
+"""Localisation of a trained network's maps of real photographs, where `shared/real` is beside the checkout."""
 
 import json
 from pathlib import Path
@@ -13,9 +13,9 @@ from dcls_jax.eval.localisation.maps import enlarged
 from dcls_jax.eval.localisation.points import peak
 from tests.conftest import arrays_in
 
-REAL = Path(__file__).parents[2] / "shared" / "real"
+REAL = Path(__file__).parents[3] / "shared" / "real"
 
-pytestmark = pytest.mark.skipif(not REAL.is_dir(), reason="no shared/real in the checkout")
+pytestmark = pytest.mark.skipif(not REAL.is_dir(), reason="no shared/real beside the checkout")
 
 
 @pytest.fixture(scope="module")

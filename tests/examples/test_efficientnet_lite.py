@@ -1,4 +1,4 @@
-"""A trained network on photographs: what it is made of, and, where `shared/real` is in the checkout, what it sees."""
+"""A trained network on photographs: what it is made of, and, where `shared/real` is beside the checkout, what it sees."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ from dcls_jax.cam.model import output_of
 from dcls_jax.cam.programs import run
 from dcls_jax.eval import localisation
 
-REAL = Path(__file__).parents[2] / "shared" / "real"
+REAL = Path(__file__).parents[3] / "shared" / "real"
 
 
 def test_it_has_the_published_parameters_and_activation():
@@ -58,7 +58,7 @@ def trained() -> EfficientNetLite0:
 def real(trained: EfficientNetLite0) -> SimpleNamespace:
     """The photographs, as the network sees them, with what the original said of them and what ours says."""
     if not REAL.is_dir():
-        pytest.skip("no shared/real in the checkout")
+        pytest.skip("no shared/real beside the checkout")
     rows = json.loads((REAL / "expected.json").read_text())["images"]
     expected = dict(np.load(REAL / "expected.npz"))
     images = jnp.asarray(prepared([squashed(REAL / row["file"]) for row in rows]))
