@@ -3,13 +3,18 @@ PYTHON ?= python3
 BIN := .venv/bin
 UV := $(BIN)/uv pip install --quiet --compile-bytecode --python
 
-.PHONY: demo test parity sanitize package torture lowest newest lint
+.PHONY: demo test browser parity sanitize package torture lowest newest lint
 
 demo: .venv/installed
 	$(BIN)/dcls-jax demo
 
 test: .venv/installed
 	$(BIN)/python -m pytest -n auto --dist worksteal
+
+# The report in a browser; needs Chromium in the PATH, which is not on PyPI (Debian's package is `chromium`).
+browser: .venv/installed
+	$(UV) $(BIN)/python --editable ".[test,browser]"
+	$(BIN)/python -m pytest tests/eval/test_page_browser.py
 
 # The tests against PyTorch, those against recorded numbers, compiled as for users, and what `make test` leaves out. What
 # would replace torch by another build comes without its dependencies.

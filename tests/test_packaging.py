@@ -81,6 +81,9 @@ def test_everything_is_installed_under_the_packages_name(wheel: Path) -> None:
         "native/depthwise.cu",
         "models/descriptions.json",
         "models/imagenet_classes.txt",
+        "eval/report/page.css",
+        "eval/report/page.html",
+        "eval/report/page.js",
         "eval/sample/val-0.tfrecords",
         "py.typed",
     ):
