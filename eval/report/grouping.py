@@ -22,7 +22,7 @@ class Table(NamedTuple):
     def title(self) -> str:
         """What was measured, and by which preset in full: what all rows share."""
         results = [row.result for row in self.rows]
-        shared = {name: of for name, of in shared_labels(results).items() if name not in ("model", "method")}
+        shared = {name: of for name, of in shared_labels(results).items() if name != "model"}
         return ", ".join([results[0].title, *map(" ".join, shared.items())])
 
     @property

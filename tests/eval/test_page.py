@@ -10,6 +10,7 @@ from pathlib import Path
 import made
 import numpy as np
 import pytest
+import tiny
 from scipy import stats
 
 from dcls_jax.eval import ResultsError
@@ -93,6 +94,50 @@ def test_models_are_compared_on_the_records_that_count_for_both(tmp_path: Path) 
     assert f"{it.difference.mean:+.3f}".replace("-", "−") in analysis.answer
     assert "on 36 records" in analysis.answer
     assert "one training run" in analysis.answer
+
+
+def test_a_value_that_is_no_mean_over_records_has_no_interval(tmp_path: Path) -> None:
+    made.pair(tmp_path)
+    summary = json.loads((tmp_path / "small" / "summary.json").read_text())
+    summary["results"]["aligned"]["alignment"] += 1e-3
+    (tmp_path / "small" / "summary.json").write_text(json.dumps(summary))
+    section = analyse(collect([tmp_path]), resamples=QUICK).sections[0]
+    assert {it.value for it in section.compared} == {"mean_spearman"}
+    number = next(row.number for row in section.table.rows if row.result.name == "small")
+    assert ("cell", number, "alignment") not in section.intervals
+    assert ("cell", number, "mean_spearman") in section.intervals
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "faithfulness", "localisation"])
+def test_every_metric_has_its_place(metric: str, shards: Path, tmp_path: Path) -> None:
+    results = tiny.measure(metric, shards, out=tmp_path / "in", name="tiny")
+    page, *_ = write_report([tmp_path / "in"], tmp_path / "report.html", resamples=QUICK)
+    shown = Page(page.read_text())
+    values = [attributes.get("data-v") for attributes, _ in shown.cells]
+    for result in results:
+        assert all(str(value) in values for value in result.values.values())
+        assert ", ".join([result.title, *map(" ".join, result.labels.items())]) in shown.text
+        for status, number in result.left_out.items():
+            assert f"{number} {status}" in shown.text
+
+
+def test_the_mean_of_classes_means_is_compared_by_classes(tmp_path: Path) -> None:
+    hits = np.random.default_rng(0).integers(0, 2, (2, 40)).astype(np.float32)
+    hits[:, ::4] = [[0], [1]]  # class 0
+    for name, of in zip(("small", "small_dcls"), hits, strict=True):
+        made.write(
+            tmp_path / name, name, {"pointing": {"hit": of}}, evaluation="faithfulness", label="preset", constant=[1]
+        )
+        file = tmp_path / name / "summary.json"
+        summary = json.loads(file.read_text())
+        by_class = [np.delete(of, 1)[np.delete(np.arange(40) % 4, 1) == label].mean() for label in range(4)]
+        summary["results"]["pointing"]["hit_seen_classes"] = float(np.mean(by_class))
+        file.write_text(json.dumps(summary))
+    section = analyse(collect([tmp_path]), resamples=QUICK).sections[0]
+    (it,) = (it for it in section.compared if it.value == "hit_seen_classes")
+    values = [row.result.values["hit_seen_classes"] for row in section.table.rows]
+    assert [it.standard, it.dcls] == pytest.approx(values)
+    assert it.difference.mean == pytest.approx(values[1] - values[0])
 
 
 def test_p_values_of_a_table_are_holms(tmp_path: Path) -> None:
