@@ -61,12 +61,13 @@ def sample_pictures() -> list[tuple[np.ndarray, int]]:
 def run(out: Path, *, pictures: int = 2) -> list[Result]:
     """Evaluate both models and both methods of the study on the sample, and draw maps of its first pictures.
 
-    out: the folder for results folders and `maps.png`; a killed run goes on where it stopped.
+    out: the folder for results folders, `report.html` and `maps.png`; a killed run goes on where it stopped.
     """
-    from dcls_jax.eval.suite import Plan, load  # which knows the sample
+    from dcls_jax.eval.suite import Plan, finish, load  # which know the sample
 
     check_writable(out)
-    results = [result for found in Plan(load("demo"), out).run() for result in found.results]
+    stored, _ = finish.run(Plan(load("demo"), out))
+    results = [result for found in stored for result in found.results]
     draw(out / "maps.png", sample_models(), pictures)
     return results
 

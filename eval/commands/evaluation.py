@@ -27,7 +27,7 @@ def demo(
 
     at_work()
     print_results(demo.run(out))
-    print(printable(f"maps: {out / 'maps.png'}\nresults: {out}"))
+    print(printable(f"maps: {out / 'maps.png'}\nresults: {out}\nreport: {out / 'report.html'}"))
 
 
 def evaluation(name: str) -> Callable[[Callable[..., Sequence["Result"]]], None]:

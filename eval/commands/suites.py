@@ -54,7 +54,7 @@ def study(
 
 def _run(suite: "Suite", out: Path, *, plan: bool = False) -> None:
     from dcls_jax.eval.report import print_results
-    from dcls_jax.eval.suite import Plan
+    from dcls_jax.eval.suite import Plan, finish
 
     planned = Plan(suite, out, download=not plan)
     done = {cell for cell in planned.cells if planned.folder(cell)}
@@ -64,8 +64,9 @@ def _run(suite: "Suite", out: Path, *, plan: bool = False) -> None:
             words = cell.evaluation.metric, cell.model.called, cell.method, ", ".join(cell.evaluation.presets)
             print(printable(f"  {'done' if cell in done else 'left'}: " + " | ".join(word for word in words if word)))
         return
-    print_results([result for found in planned.run() for result in found.results])
-    print(printable(f"results: {out}"))
+    results, page = finish.run(planned)
+    print_results([result for found in results for result in found.results])
+    print(printable(f"results: {out}\nreport: {page}"))
 
 
 def _print_needs() -> None:

@@ -32,5 +32,6 @@ def test_demo_writes_scores_and_pictures(tmp_path):
         assert result.values["mean_spearman"] > 0.1
     with Image.open(tmp_path / "maps.png") as grid:
         assert np.asarray(grid).std() > 20
+    assert "drawn sample" in (tmp_path / "report.html").read_text()
     again = demo.run(tmp_path, pictures=2)
     assert [r.values for r in again] == [r.values for r in results]

@@ -1,4 +1,4 @@
-"""A trained network on photographs: what it is made of, and, where `shared/real` is beside the checkout, what it sees."""
+"""A trained network on photographs: what it is made of, and, with `shared/real` beside the checkout, what it sees."""
 
 import json
 from pathlib import Path

@@ -1,0 +1,26 @@
+"""A suite run to its end: results, pictures and the report of them."""
+
+import shlex
+import sys
+from pathlib import Path
+
+from dcls_jax.eval.gallery import GALLERY
+from dcls_jax.eval.report.files import write_report
+from dcls_jax.eval.stored import Stored
+from dcls_jax.eval.suite.gallery import write as write_gallery
+from dcls_jax.eval.suite.run import Plan
+
+
+def run(plan: Plan) -> tuple[list[Stored], Path]:
+    """Run what is not done, then write the gallery and report.html into the suite's folder: all results, and the page.
+
+    Raises as `Plan.run`, `gallery.write` and `write_report` do.
+    """
+    pictures = plan.out / "gallery"
+    stale = any(True for _ in plan.passes()) or not (pictures / GALLERY).exists()
+    results = plan.run()
+    if stale:
+        write_gallery(plan, pictures)
+    command = shlex.join(["dcls-jax", *sys.argv[1:]])
+    page, *_ = write_report([found.folder for found in results], plan.out / "report.html", command=command)
+    return results, page
