@@ -17,6 +17,7 @@ from scipy import special, stats
 
 Kind = Literal["percentile", "bca"]
 
+LEAST_WITH_MISSING = 100  # scores in a column; that none of so many is drawn does not happen
 _DRAWS_AT_ONCE = 2**22  # of all resamples that are in memory together
 
 
@@ -44,6 +45,7 @@ def paired_bootstrap(
     confidence: float = 0.95,
     classes: ArrayLike | None = None,
     balanced: bool = False,
+    missing: bool = False,
     kind: Kind = "percentile",
 ) -> Interval:
     """Bootstrap intervals of the columns' means, with the same rows drawn for all columns.
@@ -51,11 +53,15 @@ def paired_bootstrap(
     scores: (n, columns), or (n,) for a single column, a row for each image. key: of `jax.random.key`; it decides which
     rows of n are drawn. classes: (n,) labels, for a claim about classes: these are drawn first and then, for each, as
     many of its images as it has, which is rather too wide than too short. balanced: the mean of the classes' means, not
-    of the images. kind: quantiles of the resampled means, or these corrected for bias and acceleration (BCa).
+    of the images. missing: NaN are images that do not count for their column, whose mean is over those drawn that do;
+    for columns in which a hundred do or more, as others may be drawn without any. kind: quantiles of the resampled
+    means, or these corrected for bias and acceleration (BCa).
     Raises ValueError for fewer than two rows or classes, values that are not finite, and arguments out of range.
     Efron and Tibshirani 1993, chapters 13 and 14; Davison and Hinkley 1997, section 3.8, for two stages.
     """
-    values = _finite("scores", scores, dimensions=(1, 2))
+    if missing and (balanced or kind == "bca"):
+        raise ValueError("missing (=True) is neither for balanced means nor for BCa")
+    values = _with_missing(scores) if missing else _finite("scores", scores, dimensions=(1, 2))
     columns = values.reshape(len(values), -1)
     _check_resampling(key, resamples, confidence)
     if kind not in ("percentile", "bca"):
@@ -200,12 +206,15 @@ def _groups(n: int, classes: ArrayLike | None, balanced: bool = False) -> _Group
 
 
 def _resample(values: np.ndarray, groups: _Groups, key: Array, resamples: int) -> tuple[np.ndarray, np.ndarray]:
-    """Means (columns,) of values (n, columns), and those of each resample (resamples, columns)."""
+    """Means (columns,) of values (n, columns), NaN left out, and those of each resample (resamples, columns)."""
     ordered, weights = values[groups.order], np.repeat(groups.weight, groups.size)
-    mean = np.average(ordered, axis=0, weights=weights)
+    counts = np.isfinite(ordered)
+    ordered = np.where(counts, ordered, 0)
+    mean = np.average(ordered, axis=0, weights=weights) / np.average(counts, axis=0, weights=weights)
     # Deviations, so that float32 rounds what differs, not what is common.
     deviations = _resampled_means(
-        jnp.asarray(ordered - mean, jnp.float32),
+        jnp.asarray(np.where(counts, ordered - mean, 0), jnp.float32),
+        None if counts.all() else jnp.asarray(counts, jnp.float32),
         key,
         jnp.asarray(groups.first),
         jnp.asarray(groups.size),
@@ -218,7 +227,15 @@ def _resample(values: np.ndarray, groups: _Groups, key: Array, resamples: int) -
 
 @partial(jax.jit, static_argnames=("resamples", "widest"))
 def _resampled_means(
-    values: Array, key: Array, first: Array, size: Array, weight: Array, *, resamples: int, widest: int
+    values: Array,
+    counting: Array | None,
+    key: Array,
+    first: Array,
+    size: Array,
+    weight: Array,
+    *,
+    resamples: int,
+    widest: int,
 ) -> Array:
     def counts(key: Array) -> Array:
         """How often each row is drawn, times its weight: (n,)."""
@@ -232,7 +249,8 @@ def _resampled_means(
 
     def means(i: Array) -> Array:
         of = counts(jax.random.fold_in(key, i))
-        return jnp.matmul(of, values, precision=lax.Precision.HIGHEST) / of.sum()
+        total = of.sum() if counting is None else jnp.matmul(of, counting, precision=lax.Precision.HIGHEST)
+        return jnp.matmul(of, values, precision=lax.Precision.HIGHEST) / total
 
     together = max(1, _DRAWS_AT_ONCE // (len(size) * widest))
     return lax.map(means, jnp.arange(resamples), batch_size=min(together, resamples))
@@ -274,6 +292,14 @@ def _finite(name: str, values: ArrayLike, *, dimensions: tuple[int, ...]) -> np.
             f"{name} must be finite, but {(~np.isfinite(array)).sum()} are not, the first in row {row}: "
             "compare on the images that count for all"
         )
+    return array
+
+
+def _with_missing(scores: ArrayLike) -> np.ndarray:
+    array = np.asarray(scores, np.float64)
+    _finite("scores", np.where(np.isnan(array), 0, array), dimensions=(1, 2))
+    if (fewest := int(np.isfinite(array).sum(0).min())) < LEAST_WITH_MISSING:
+        raise ValueError(f"scores with missing ones must have {LEAST_WITH_MISSING} in each column, got {fewest}")
     return array
 
 
