@@ -53,7 +53,7 @@ def _alike(a: Section, b: Section) -> bool:
 def analyse(collection: Collection, *, resamples: int = comparisons.RESAMPLES) -> Analysis:
     """Intervals, comparisons, claims and all else.
 
-    On two cores a minute for each set of 50,000 records that count: results with the same such set share it.
+    On two cores some minutes for 50,000 records, however many results there are.
     """
     found = tables(collection.rows)
     columns = {
@@ -77,7 +77,7 @@ def _section(table: Table, intervals: Mapping[Key, Bounds], resamples: int) -> S
         intervals=intervals,
         compared=compared,
         uncompared=comparisons.uncompared(table, compared),
-        claims=comparisons.claims(compared, resamples=resamples),
+        claims=comparisons.claims(compared, shown, resamples=resamples),
         curves=series.curves(table, intervals),
         shown=shown,
         spreads=series.spreads(table, shown) if shown else (),

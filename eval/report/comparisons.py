@@ -5,7 +5,7 @@ same records.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -88,7 +88,7 @@ class Claim(NamedTuple):
     """Over `architectures`, by one method: in how many DCLS is better, and the sign test of that, without ties.
 
     difference: the mean over architectures, with records and architectures drawn anew, on the `n` records that count
-    for all; None where fewer than two do, and for a mean of classes' means.
+    for all; None where fewer than two do, of values that are not shown, and for a mean of classes' means.
     """
 
     value: str
@@ -109,29 +109,39 @@ class Claim(NamedTuple):
 def resampled(columns: Mapping[Key, Column], *, resamples: int = RESAMPLES) -> dict[Key, Bounds]:
     """The interval of the mean of each column, over its records that are not NaN; none where fewer than two are.
 
-    Columns with the same such records are resampled together.
+    Columns of the same length are resampled together; but those of few records, and means of classes' means, with
+    those alone that have the same records.
     """
-    alike: dict[tuple[bytes, bytes], list[Key]] = {}
+    together: dict[tuple[Any, ...], list[Key]] = {}
     for key, column in columns.items():
-        counts = np.isfinite(column.scores).tobytes()
-        alike.setdefault((counts, b"" if column.classes is None else column.classes.tobytes()), []).append(key)
+        together.setdefault(_whom_with(column), []).append(key)
     found: dict[Key, Bounds] = {}
-    for keys in alike.values():
-        first = columns[keys[0]]
-        counts = np.isfinite(first.scores)
-        classes = None if first.classes is None else first.classes[counts]
-        if counts.sum() < 2 or (classes is not None and len(np.unique(classes)) < 2):
+    for (joint, *_), keys in together.items():
+        scores, classes = np.stack([columns[key].scores for key in keys], 1), columns[keys[0]].classes
+        if not joint:
+            counts = np.isfinite(scores[:, 0])
+            scores, classes = scores[counts], None if classes is None else classes[counts]
+        if len(scores) < 2 or (classes is not None and len(np.unique(classes)) < 2):
             continue
         bounds = statistics.paired_bootstrap(
-            np.stack([columns[key].scores[counts] for key in keys], 1),
+            scores,
             key=jax.random.key(SEED),
             resamples=resamples,
             confidence=CONFIDENCE,
             classes=classes,
             balanced=classes is not None,
+            missing=joint,
         )
         found |= {key: Bounds(*(float(bound[number]) for bound in bounds)) for number, key in enumerate(keys)}
     return found
+
+
+def _whom_with(column: Column) -> tuple[Any, ...]:
+    """What columns that are resampled together have in common; first whether they may be of different records."""
+    counts = np.isfinite(column.scores)
+    if column.classes is None and counts.sum() >= statistics.LEAST_WITH_MISSING:
+        return True, len(counts)
+    return False, counts.tobytes(), b"" if column.classes is None else column.classes.tobytes()
 
 
 def cells(table: Table) -> dict[Key, Column]:
@@ -209,22 +219,25 @@ def _comparison(name: str, pair: tuple[Row, Row], of: Bounds) -> Comparison:
     )
 
 
-def claims(compared: Sequence[Comparison], *, resamples: int = RESAMPLES) -> list[Claim]:
-    """What the comparisons of a table say over architectures, for each value and method with two or more of them."""
+def claims(compared: Sequence[Comparison], shown: str | None, *, resamples: int = RESAMPLES) -> list[Claim]:
+    """What the comparisons of a table say over architectures, for each value and method with two or more of them.
+
+    shown: the value of which the mean over architectures has an interval.
+    """
     groups: dict[tuple[str, str], list[Comparison]] = {}
     for it in compared:
         groups.setdefault((it.value, it.method), []).append(it)
-    return [_claim(group, resamples) for group in groups.values() if len(group) > 1]
+    return [_claim(group, shown, resamples) for group in groups.values() if len(group) > 1]
 
 
-def _claim(group: Sequence[Comparison], resamples: int) -> Claim:
+def _claim(group: Sequence[Comparison], shown: str | None, resamples: int) -> Claim:
     value, better = group[0].value, group[0].measure.better
     signs = [int(np.sign(it.difference.mean)) * better for it in group]
     wins, untied = signs.count(1), len(signs) - signs.count(0)
     columns = np.stack([of for it in group if (of := _differences(it.pair, value)) is not None], 1)
     common = columns[np.isfinite(columns).all(1)]
     interval = None
-    if len(common) > 1 and not measure_of(value).balanced:
+    if len(common) > 1 and value == shown and not measure_of(value).balanced:
         key = jax.random.key(SEED)
         over = statistics.bootstrap_over_architectures(common, key=key, resamples=resamples, confidence=CONFIDENCE)
         interval = Bounds(*map(float, over))

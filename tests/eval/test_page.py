@@ -7,13 +7,14 @@ import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
+import jax
 import made
 import numpy as np
 import pytest
 import tiny
 from scipy import stats
 
-from dcls_jax.eval import ResultsError
+from dcls_jax.eval import ResultsError, statistics
 from dcls_jax.eval.clickme import HUMAN_CEILING
 from dcls_jax.eval.data.clickme import ClickMe
 from dcls_jax.eval.demo import SAMPLE
@@ -141,6 +142,19 @@ def test_the_mean_of_classes_means_is_compared_by_classes(tmp_path: Path) -> Non
     values = [row.result.values["hit_seen_classes"] for row in section.table.rows]
     assert [it.standard, it.dcls] == pytest.approx(values)
     assert it.difference.mean == pytest.approx(values[1] - values[0])
+
+
+def test_results_with_many_records_are_resampled_together_each_on_its_own(tmp_path: Path) -> None:
+    standard, dcls = made.scores(1, 400), made.scores(2, 400, shift=0.1)
+    made.write(tmp_path / "a", "small", {"aligned": {"spearman": standard}}, constant=range(0, 60))
+    made.write(tmp_path / "b", "small_dcls", {"aligned": {"spearman": dcls}}, constant=range(40, 100))
+    section = analyse(collect([tmp_path])).sections[0]
+    (it,) = (it for it in section.compared if it.value == "mean_spearman")
+    assert it.n == 300
+    alone = statistics.paired_bootstrap((dcls - standard)[100:], key=jax.random.key(1))
+    assert it.difference.mean == pytest.approx(float(alone.mean))
+    sigma = float(alone.high - alone.low) / 3.92
+    assert [it.difference.low, it.difference.high] == pytest.approx([alone.low, alone.high], abs=0.1 * sigma)
 
 
 def test_p_values_of_a_table_are_holms(tmp_path: Path) -> None:
