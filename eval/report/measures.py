@@ -8,7 +8,7 @@ from dcls_jax.eval.clickme import HUMAN_CEILING
 from dcls_jax.eval.metric import Result, mean
 from dcls_jax.eval.status import Status
 
-MARGIN = 0.01  # of alignment: a smaller difference is none, decided before any was seen
+MARGIN = 0.01  # of alignment: a smaller difference is none
 _ROUNDING = 1e-5  # between a value of a summary and the mean of the scores in the parts
 
 
@@ -37,9 +37,10 @@ class Measure(NamedTuple):
 
 
 _HIGHER = (
-    *("top_1", "top_5", "insertion", "relevance_gain", "gain", "increase", "adcc", "coherency", "lerf"),
-    *("hit", "energy", "top_n", "iou", "best_iou", "box_accuracy", "hit_all_classes", "entropy_rise"),
+    *("insertion", "relevance_gain", "gain", "increase", "adcc", "coherency", "lerf"),
+    *("hit", "energy", "iou", "best_iou", "box_accuracy", "hit_all_classes", "entropy_rise"),
 )
+_HIGHER_BY_NUMBER = "iou_", "top_"  # what such a value's name begins with
 # The similarity to maps of random models is of a method that depends on what was learned when it is low.
 _LOWER = "deletion", "drop", "morf", "infidelity", "max_sensitivity", "spearman", "spearman_abs", "ssim", "hog"
 MEASURES: dict[str, Measure] = {
@@ -53,7 +54,7 @@ MEASURES: dict[str, Measure] = {
 
 def measure_of(name: str) -> Measure:
     """What is known of a value; of one that is not known, that neither more nor less of it is better."""
-    known = MEASURES.get(name, Measure(1) if name.startswith("iou_") else Measure())
+    known = MEASURES.get(name, Measure(1) if name.startswith(_HIGHER_BY_NUMBER) else Measure())
     return known._replace(score=known.score or name)
 
 

@@ -20,6 +20,7 @@ from dcls_jax.eval.demo import SAMPLE
 from dcls_jax.eval.report.analysis import analyse
 from dcls_jax.eval.report.collection import collect
 from dcls_jax.eval.report.files import write_report
+from dcls_jax.eval.report.measures import measure_of
 from dcls_jax.eval.report.page import render
 
 QUICK = 200  # resamples, where intervals themselves are not tested
@@ -114,6 +115,8 @@ def test_every_metric_has_its_place(metric: str, shards: Path, tmp_path: Path) -
     page, *_ = write_report([tmp_path / "in"], tmp_path / "report.html", resamples=QUICK)
     shown = Page(page.read_text())
     values = [attributes.get("data-v") for attributes, _ in shown.cells]
+    aside = {"tied", "constant", "complexity", "dead"}  # of which neither more nor less is better
+    assert {name for result in results for name in result.values if not measure_of(name).better} <= aside
     for result in results:
         assert all(str(value) in values for value in result.values.values())
         assert ", ".join([result.title, *map(" ".join, result.labels.items())]) in shown.text
