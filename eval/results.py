@@ -9,7 +9,9 @@ killed run leaves, keeps the ending `.tmp` and is written anew.
 import errno
 import json
 import os
+import shlex
 import shutil
+import sys
 import tempfile
 import weakref
 import zipfile
@@ -32,7 +34,7 @@ from dcls_jax.models.state_dicts import shortened
 Arrays = dict[str, np.ndarray]
 
 PLACES = "places.json"
-_TIMES = "started", "finished", "seconds"  # what may differ between two runs of one thing
+_CIRCUMSTANCES = "started", "finished", "seconds", "command"  # what may differ between two runs of one thing
 
 
 class ResultsFolder:
@@ -71,7 +73,9 @@ class ResultsFolder:
         if not run.exists():
             if any(self.path.glob("part-*.npz")):
                 raise ResultsError(f"{self.path} holds parts of a run without its run.json; choose another folder")
-            write_json(run, {"started": now()} | self._identity)
+            write_json(
+                run, {"started": now(), "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])} | self._identity
+            )
 
     def _check_same(self, found: dict[str, Any]) -> None:
         there, here = _flat(found), _flat(self._identity)
@@ -185,7 +189,7 @@ def scores_of(columns: Arrays, variant: str) -> Scores:
 
 def _flat(content: dict[str, Any]) -> dict[str, Any]:
     """What JSON values say, by the path of each, times apart."""
-    return {".".join(path): value for path, value in _leaves(content) if path[-1] not in _TIMES}
+    return {".".join(path): value for path, value in _leaves(content) if path[-1] not in _CIRCUMSTANCES}
 
 
 def _leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:

@@ -108,15 +108,16 @@ def suite(out: Path) -> list[str]:
 def scores(out: Path) -> dict[str, np.ndarray]:
     """What every part and summary holds; raises where there is more, or less, than a run leaves."""
     found: dict[str, np.ndarray] = {}
-    for run in sorted(path for path in out.iterdir() if path.is_dir()):
+    for run in sorted(path for path in out.iterdir() if path.is_dir() and path.name != "gallery"):
         parts = sorted(run.glob("part-*.npz"))
         names = {"lock", "run.json", "places.json", "summary.json", *(part.name for part in parts)}
         assert {path.name for path in run.iterdir()} == names, sorted(run.iterdir())
         for part in parts:
             found |= {f"{run.name} {part.name} {key}": values for key, values in np.load(part).items()}
         for variant, entry in json.loads((run / "summary.json").read_text())["results"].items():
-            found |= {f"{run.name} {variant} {key}": np.array(str(entry[key])) for key in entry.keys() - {"seconds"}}
-    for file in sorted(path for path in out.iterdir() if path.is_file() and path.suffix == ".json"):
+            said = json.dumps({key: entry[key] for key in sorted(entry.keys() - {"seconds"})})
+            found[f"{run.name} {variant}"] = np.frombuffer(said.encode(), np.uint8)
+    for file in sorted(out.glob("*.json")):
         found[file.name] = np.frombuffer(file.read_bytes(), np.uint8)
     return found
 

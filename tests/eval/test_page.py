@@ -8,8 +8,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import jax
-import made
 import numpy as np
+import pages
 import pytest
 import tiny
 from scipy import stats
@@ -64,7 +64,7 @@ def words(text: str) -> str:
 
 
 def test_values_in_the_page_are_those_of_the_results(tmp_path: Path) -> None:
-    made.pair(tmp_path, constant=[3, 5])
+    pages.pair(tmp_path, constant=[3, 5])
     collection = collect([tmp_path])
     page = Page(render(analyse(collection, resamples=QUICK)))
     shown = [(attributes["data-v"], text[:6]) for attributes, text in page.cells if attributes.get("data-v")]
@@ -80,9 +80,9 @@ def test_values_in_the_page_are_those_of_the_results(tmp_path: Path) -> None:
 
 
 def test_models_are_compared_on_the_records_that_count_for_both(tmp_path: Path) -> None:
-    standard, dcls = made.scores(1), made.scores(2, shift=0.1)
-    made.write(tmp_path / "a", "small", {"aligned": {"spearman": standard}}, constant=[0, 1, 2])
-    made.write(tmp_path / "b", "small_dcls", {"aligned": {"spearman": dcls}}, constant=[2, 7])
+    standard, dcls = pages.scores(1), pages.scores(2, shift=0.1)
+    pages.write(tmp_path / "a", "small", {"aligned": {"spearman": standard}}, constant=[0, 1, 2])
+    pages.write(tmp_path / "b", "small_dcls", {"aligned": {"spearman": dcls}}, constant=[2, 7])
     analysis = analyse(collect([tmp_path]))
     (it,) = (it for it in analysis.sections[0].compared if it.value == "alignment")
     common = np.delete(np.arange(40), [0, 1, 2, 7])
@@ -99,7 +99,7 @@ def test_models_are_compared_on_the_records_that_count_for_both(tmp_path: Path) 
 
 
 def test_a_value_that_is_no_mean_over_records_has_no_interval(tmp_path: Path) -> None:
-    made.pair(tmp_path)
+    pages.pair(tmp_path)
     summary = json.loads((tmp_path / "small" / "summary.json").read_text())
     summary["results"]["aligned"]["alignment"] += 1e-3
     (tmp_path / "small" / "summary.json").write_text(json.dumps(summary))
@@ -129,7 +129,7 @@ def test_the_mean_of_classes_means_is_compared_by_classes(tmp_path: Path) -> Non
     hits = np.random.default_rng(0).integers(0, 2, (2, 40)).astype(np.float32)
     hits[:, ::4] = [[0], [1]]  # class 0
     for name, of in zip(("small", "small_dcls"), hits, strict=True):
-        made.write(
+        pages.write(
             tmp_path / name, name, {"pointing": {"hit": of}}, evaluation="faithfulness", label="preset", constant=[1]
         )
         file = tmp_path / name / "summary.json"
@@ -145,21 +145,22 @@ def test_the_mean_of_classes_means_is_compared_by_classes(tmp_path: Path) -> Non
 
 
 def test_results_with_many_records_are_resampled_together_each_on_its_own(tmp_path: Path) -> None:
-    standard, dcls = made.scores(1, 400), made.scores(2, 400, shift=0.1)
-    made.write(tmp_path / "a", "small", {"aligned": {"spearman": standard}}, constant=range(0, 60))
-    made.write(tmp_path / "b", "small_dcls", {"aligned": {"spearman": dcls}}, constant=range(40, 100))
+    standard, dcls = pages.scores(1, 400), pages.scores(2, 400, shift=0.1)
+    pages.write(tmp_path / "a", "small", {"aligned": {"spearman": standard}}, constant=range(0, 60))
+    pages.write(tmp_path / "b", "small_dcls", {"aligned": {"spearman": dcls}}, constant=range(40, 100))
     section = analyse(collect([tmp_path])).sections[0]
     (it,) = (it for it in section.compared if it.value == "mean_spearman")
     assert it.n == 300
     alone = statistics.paired_bootstrap((dcls - standard)[100:], key=jax.random.key(1))
     assert it.difference.mean == pytest.approx(float(alone.mean))
     sigma = float(alone.high - alone.low) / 3.92
-    assert [it.difference.low, it.difference.high] == pytest.approx([float(alone.low), float(alone.high)], abs=0.1 * sigma)
+    ends = float(alone.low), float(alone.high)
+    assert (it.difference.low, it.difference.high) == pytest.approx(ends, abs=0.1 * sigma)
 
 
 def test_p_values_of_a_table_are_holms(tmp_path: Path) -> None:
     for number, name in enumerate(("one", "two", "three")):
-        made.pair(tmp_path, name, shift=0.05 + 0.1 * number)
+        pages.pair(tmp_path, name, shift=0.05 + 0.1 * number)
     compared = [
         it for it in analyse(collect([tmp_path]), resamples=QUICK).sections[0].compared if it.value == "alignment"
     ]
@@ -171,7 +172,7 @@ def test_p_values_of_a_table_are_holms(tmp_path: Path) -> None:
 
 def test_seven_of_eight_architectures_is_said_to_be_no_proof(tmp_path: Path) -> None:
     for number in range(8):
-        made.pair(tmp_path, f"model{number}", shift=-0.4 if number == 5 else 0.4)
+        pages.pair(tmp_path, f"model{number}", shift=-0.4 if number == 5 else 0.4)
     analysis = analyse(collect([tmp_path]), resamples=QUICK)
     claim = analysis.sections[0].claims[0]
     assert (claim.better, claim.architectures, claim.n) == (7, 8, 40)
@@ -182,8 +183,8 @@ def test_seven_of_eight_architectures_is_said_to_be_no_proof(tmp_path: Path) -> 
 
 
 def test_without_a_pair_nothing_is_compared(tmp_path: Path) -> None:
-    made.write(tmp_path / "a", "small", {"aligned": {"spearman": made.scores(1)}})
-    made.write(tmp_path / "b", "other_dcls", {"aligned": {"spearman": made.scores(2, shift=1)}})
+    pages.write(tmp_path / "a", "small", {"aligned": {"spearman": pages.scores(1)}})
+    pages.write(tmp_path / "b", "other_dcls", {"aligned": {"spearman": pages.scores(2, shift=1)}})
     analysis = analyse(collect([tmp_path]), resamples=QUICK)
     assert not analysis.forest
     assert analysis.answer.startswith("No model is here both with DCLS and without on the same records")
@@ -192,20 +193,20 @@ def test_without_a_pair_nothing_is_compared(tmp_path: Path) -> None:
 
 
 def test_other_data_are_not_compared(tmp_path: Path) -> None:
-    made.write(tmp_path / "a", "small", {"aligned": {"spearman": made.scores(1)}})
-    made.write(tmp_path / "b", "small_dcls", {"aligned": {"spearman": made.scores(2)}}, data=[{"file": "other"}])
+    pages.write(tmp_path / "a", "small", {"aligned": {"spearman": pages.scores(1)}})
+    pages.write(tmp_path / "b", "small_dcls", {"aligned": {"spearman": pages.scores(2)}}, data=[{"file": "other"}])
     analysis = analyse(collect([tmp_path]), resamples=QUICK)
     assert len(analysis.sections) == 2
     assert not any(section.compared for section in analysis.sections)
 
 
 def test_a_pair_without_common_records_is_named(tmp_path: Path) -> None:
-    made.write(tmp_path / "a", "small", {"aligned": {"spearman": made.scores(1)}}, constant=range(39))
-    made.write(tmp_path / "b", "small_dcls", {"aligned": {"spearman": made.scores(2)}})
+    pages.write(tmp_path / "a", "small", {"aligned": {"spearman": pages.scores(1)}}, constant=range(39))
+    pages.write(tmp_path / "b", "small_dcls", {"aligned": {"spearman": pages.scores(2)}})
     text = words(Page(page_of(tmp_path)).text)
     assert "0 comparisons" not in text
-    made.write(tmp_path / "c", "large", {"aligned": {"spearman": made.scores(1)}}, constant=range(40))
-    made.pair(tmp_path, "third")
+    pages.write(tmp_path / "c", "large", {"aligned": {"spearman": pages.scores(1)}}, constant=range(40))
+    pages.pair(tmp_path, "third")
     analysis = analyse(collect([tmp_path]), resamples=QUICK)
     lines = analysis.sections[0].uncompared
     assert lines[0] == "small_dcls and small, alignment: fewer than two records count for both"
@@ -215,8 +216,8 @@ def test_a_pair_without_common_records_is_named(tmp_path: Path) -> None:
 
 def test_names_are_text_whatever_they_hold(tmp_path: Path) -> None:
     name = "<script>alert(1)</script>\"'&"
-    made.write(tmp_path / "a", name, {"aligned": {"spearman": made.scores(1)}}, method="<b>bold</b>")
-    made.write(tmp_path / "b", f"{name}_dcls", {"aligned": {"spearman": made.scores(2)}}, method="<b>bold</b>")
+    pages.write(tmp_path / "a", name, {"aligned": {"spearman": pages.scores(1)}}, method="<b>bold</b>")
+    pages.write(tmp_path / "b", f"{name}_dcls", {"aligned": {"spearman": pages.scores(2)}}, method="<b>bold</b>")
     text = page_of(tmp_path)
     page = Page(text)
     assert [tag for tag, _ in page.elements].count("script") == 1
@@ -226,7 +227,7 @@ def test_names_are_text_whatever_they_hold(tmp_path: Path) -> None:
 
 
 def test_the_page_needs_nothing_beside_it(tmp_path: Path) -> None:
-    made.pair(tmp_path)
+    pages.pair(tmp_path)
     page = Page(page_of(tmp_path))
     addresses = [of.get(name) or "" for _, of in page.elements for name in ("src", "href")]
     assert all(address.startswith(("#", "data:")) for address in addresses if address)
@@ -235,7 +236,7 @@ def test_the_page_needs_nothing_beside_it(tmp_path: Path) -> None:
 
 
 def test_pictures_have_words(tmp_path: Path) -> None:
-    made.pair(tmp_path)
+    pages.pair(tmp_path)
     page = Page(page_of(tmp_path))
     figures = [of for tag, of in page.elements if tag == "svg" and of.get("role") == "img"]
     assert figures
@@ -243,7 +244,7 @@ def test_pictures_have_words(tmp_path: Path) -> None:
 
 
 def test_the_model_index_is_the_same_bytes_wherever_the_results_are(tmp_path: Path) -> None:
-    made.pair(tmp_path / "one", constant=[1])
+    pages.pair(tmp_path / "one", constant=[1])
     shutil.copytree(tmp_path / "one" / "small", tmp_path / "two" / "z")
     shutil.copytree(tmp_path / "one" / "small_dcls", tmp_path / "two" / "y")
     run = json.loads((tmp_path / "two" / "z" / "run.json").read_text())
@@ -267,7 +268,7 @@ def test_the_model_index_is_the_same_bytes_wherever_the_results_are(tmp_path: Pa
 
 
 def test_rows_hold_all_scores(tmp_path: Path) -> None:
-    standard, dcls = made.pair(tmp_path / "in", constant=[4])
+    standard, dcls = pages.pair(tmp_path / "in", constant=[4])
     page, rows, _ = write_report([tmp_path / "in"], tmp_path / "out" / "page.html", resamples=QUICK)
     with rows.open(encoding="utf-8", newline="") as file:
         lines = [*csv.reader(file)]
@@ -285,15 +286,15 @@ def test_rows_hold_all_scores(tmp_path: Path) -> None:
 
 
 def test_the_title_says_that_the_sample_is_drawn(tmp_path: Path) -> None:
-    made.pair(tmp_path / "drawn", data=ClickMe(SAMPLE).identity())
+    pages.pair(tmp_path / "drawn", data=ClickMe(SAMPLE).identity())
     assert "<h1>What vision models look at, with DCLS and without: the built-in, drawn sample</h1>" in page_of(
         tmp_path / "drawn"
     )
-    made.pair(tmp_path / "first", data={"first": 5, "of": {"pictures": ClickMe(SAMPLE).identity()}})
+    pages.pair(tmp_path / "first", data={"first": 5, "of": {"pictures": ClickMe(SAMPLE).identity()}})
     assert "without: the built-in, drawn sample</h1>" in page_of(tmp_path / "first")
-    made.pair(tmp_path / "drawn", "other")
+    pages.pair(tmp_path / "drawn", "other")
     assert "without: partly the built-in, drawn sample</h1>" in page_of(tmp_path / "drawn")
-    made.pair(tmp_path / "photographs")
+    pages.pair(tmp_path / "photographs")
     assert "drawn" not in page_of(tmp_path / "photographs")
 
 
@@ -303,7 +304,7 @@ def test_curves_and_presets(tmp_path: Path) -> None:
         curve = np.sort(rng.uniform(0, 1, (40, 29)), 1)[:, ::-1]
         values = {"deletion": curve.mean(1), "deletion_curve": curve}
         presets = {"rise": values, "group_cam_2021": values}
-        made.write(tmp_path / name, name, presets, evaluation="faithfulness", label="preset")
+        pages.write(tmp_path / name, name, presets, evaluation="faithfulness", label="preset")
     analysis = analyse(collect([tmp_path]), resamples=QUICK)
     section = analysis.sections[0]
     lines = section.curves["deletion"]
@@ -320,9 +321,9 @@ def test_curves_and_presets(tmp_path: Path) -> None:
 
 
 def test_methods_are_held_against_each_other(tmp_path: Path) -> None:
-    first, second = made.scores(1), made.scores(2)
-    made.write(tmp_path / "a", "small", {"aligned": {"spearman": first}}, constant=[0])
-    made.write(tmp_path / "b", "small", {"aligned": {"spearman": second}}, constant=[1], method="layer_cam")
+    first, second = pages.scores(1), pages.scores(2)
+    pages.write(tmp_path / "a", "small", {"aligned": {"spearman": first}}, constant=[0])
+    pages.write(tmp_path / "b", "small", {"aligned": {"spearman": second}}, constant=[1], method="layer_cam")
     section = analyse(collect([tmp_path]), resamples=QUICK).sections[0]
     (plot,) = section.scatters
     assert plot.n == 38
@@ -336,7 +337,7 @@ def test_methods_are_held_against_each_other(tmp_path: Path) -> None:
 def test_many_records_are_counted_in_cells_and_listed_in_part(tmp_path: Path) -> None:
     count = 12_000
     for method, seed in (("grad_cam", 1), ("layer_cam", 2)):
-        made.write(tmp_path / method, "small", {"aligned": {"spearman": made.scores(seed, count)}}, method=method)
+        pages.write(tmp_path / method, "small", {"aligned": {"spearman": pages.scores(seed, count)}}, method=method)
     analysis = analyse(collect([tmp_path]), resamples=QUICK)
     (plot,) = analysis.sections[0].scatters
     assert plot.cells is not None
@@ -352,7 +353,7 @@ def test_what_is_missing_or_unfinished_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ResultsError, match=r"^.*empty holds no results \(run.json\), nor does a folder below it$"):
         collect([tmp_path / "empty"])
-    made.pair(tmp_path / "in")
+    pages.pair(tmp_path / "in")
     (tmp_path / "in" / "small_dcls" / "summary.json").unlink()
     with pytest.raises(ResultsError, match=r"^.*small_dcls holds an unfinished run; run it again to its end$"):
         collect([tmp_path / "in" / "small_dcls"])
@@ -364,7 +365,7 @@ def test_what_is_missing_or_unfinished_is_one_line(tmp_path: Path) -> None:
 
 def test_of_two_runs_of_one_evaluation_the_later_is_shown(tmp_path: Path) -> None:
     for name, started in (("b", "2026-01-02"), ("c", "2026-01-01")):
-        folder = made.write(tmp_path / name, "small", {"aligned": {"spearman": made.scores(ord(name))}})
+        folder = pages.write(tmp_path / name, "small", {"aligned": {"spearman": pages.scores(ord(name))}})
         run = json.loads((folder / "run.json").read_text())
         (folder / "run.json").write_text(json.dumps(run | {"started": started}))
     with pytest.warns(UserWarning, match=r"/c and .*/b hold the same evaluation; the later is shown, .*/b$"):

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import made
 import numpy as np
+import pages
 import pytest
 
 from dcls_jax.eval import gallery
@@ -28,13 +28,13 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
     for method in ("grad_cam", "threshold_grad_cam"):
         for name in ("an_architecture_with_a_long_name_224", "small"):
-            made.pair(folder / "in" / method, name, method=method, constant=[3])
+            pages.pair(folder / "in" / method, name, method=method, constant=[3])
     rng = np.random.default_rng(0)
     for name in ("small", "small_dcls"):
         curve = np.sort(rng.uniform(0, 1, (40, 29)), 1)[:, ::-1]
         values = {"deletion": curve.mean(1), "deletion_curve": curve}
         presets = {"rise": values, "group_cam_2021": values}
-        made.write(folder / "in" / f"f_{name}", name, presets, evaluation="faithfulness", label="preset")
+        pages.write(folder / "in" / f"f_{name}", name, presets, evaluation="faithfulness", label="preset")
 
     def sample(record: int) -> gallery.PictureSample:
         return gallery.PictureSample(rng.integers(0, 255, (64, 64, 3), np.uint8), rng.random((8, 8)), [[8, 8, 30, 30]])

@@ -6,8 +6,8 @@ import json
 import re
 from pathlib import Path
 
-import made
 import numpy as np
+import pages
 import pytest
 from PIL import Image
 
@@ -71,7 +71,7 @@ def test_a_map_is_the_less_transparent_the_larger_it_is() -> None:
 
 @pytest.fixture
 def written(tmp_path: Path) -> Path:
-    made.pair(tmp_path / "results")
+    pages.pair(tmp_path / "results")
     stored = collect([tmp_path / "results"]).folders
     return gallery.write(tmp_path / "results" / "gallery", stored, sample, maps, count=2)
 
@@ -98,7 +98,7 @@ def test_a_gallery_has_the_pictures_of_its_picks(written: Path) -> None:
 
 
 def test_classes_have_names_where_the_model_has_imagenets(tmp_path: Path) -> None:
-    made.write(tmp_path / "a", "small", {"aligned": {"spearman": made.scores(1)}})
+    pages.write(tmp_path / "a", "small", {"aligned": {"spearman": pages.scores(1)}})
     stored = collect([tmp_path]).folders
     path = gallery.write(tmp_path / "gallery", stored, sample, maps, count=1, num_classes=1000)
     content = json.loads(path.read_text())

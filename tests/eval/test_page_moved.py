@@ -3,8 +3,8 @@
 import io
 from pathlib import Path
 
-import made
 import numpy as np
+import pages
 import pytest
 from rich.console import Console
 
@@ -16,7 +16,7 @@ from dcls_jax.eval.report.tables import print_moves
 
 
 def write(folder: Path, scores: np.ndarray, **options: object) -> Path:
-    return made.write(folder / "run", "small", {"aligned": {"spearman": scores}}, **options)  # type: ignore[arg-type]
+    return pages.write(folder / "run", "small", {"aligned": {"spearman": scores}}, **options)  # type: ignore[arg-type]
 
 
 def moved(a: Path, b: Path) -> list[tuple[str, str, bool, int]]:
@@ -25,7 +25,7 @@ def moved(a: Path, b: Path) -> list[tuple[str, str, bool, int]]:
 
 
 def test_what_moved_beyond_its_interval_is_told_from_what_did_not(tmp_path: Path) -> None:
-    scores = made.scores(0)
+    scores = pages.scores(0)
     write(tmp_path / "a", scores)
     write(tmp_path / "noisy", scores + np.tile([0.1, -0.1], 20), constant=[3])
     write(tmp_path / "higher", scores + 0.01 + np.tile([0.01, -0.01], 20).astype(np.float32))
@@ -41,17 +41,17 @@ def test_what_moved_beyond_its_interval_is_told_from_what_did_not(tmp_path: Path
 
 
 def test_other_records_are_not_paired(tmp_path: Path) -> None:
-    write(tmp_path / "a", made.scores(0))
-    write(tmp_path / "b", made.scores(1), data="others")
-    write(tmp_path / "c", made.scores(2, shift=1), data="others")
+    write(tmp_path / "a", pages.scores(0))
+    write(tmp_path / "b", pages.scores(1), data="others")
+    write(tmp_path / "c", pages.scores(2, shift=1), data="others")
     assert {(how, it) for _, how, it, _ in moved(tmp_path / "a", tmp_path / "b")} == {("not paired", False)}
     assert {(how, it) for _, how, it, _ in moved(tmp_path / "a", tmp_path / "c")} == {("not paired", True)}
 
 
 def test_what_moved_is_printed_and_what_one_alone_has(tmp_path: Path) -> None:
-    write(tmp_path / "a", made.scores(0))
-    write(tmp_path / "b", made.scores(0, shift=0.25))
-    made.write(tmp_path / "b" / "other", "large[red]", {"aligned": {"spearman": made.scores(0)}})
+    write(tmp_path / "a", pages.scores(0))
+    write(tmp_path / "b", pages.scores(0, shift=0.25))
+    pages.write(tmp_path / "b" / "other", "large[red]", {"aligned": {"spearman": pages.scores(0)}})
     console = Console(file=io.StringIO(), width=150)
     print_moves(moves(collect([tmp_path / "a"]), collect([tmp_path / "b"]), resamples=200), console)
     text = console.file.getvalue()  # type: ignore[attr-defined]
@@ -69,7 +69,7 @@ def command(*arguments: object) -> int:
 
 
 def test_the_command_writes_the_page_and_says_where(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    made.pair(tmp_path / "in")
+    pages.pair(tmp_path / "in")
     page = tmp_path / "new" / "study.html"
     assert command(tmp_path / "in", "-o", page, "--resamples", 200) == 0
     assert capsys.readouterr().out.split() == [
@@ -77,7 +77,7 @@ def test_the_command_writes_the_page_and_says_where(tmp_path: Path, capsys: pyte
         str(page.with_suffix(".csv")),
         str(page.parent / "results.json"),
     ]
-    assert "<code>dcls-jax " in page.read_text()
+    assert "<code>dcls-jax" in page.read_text()
     assert command("--compare", tmp_path / "in", tmp_path / "in") == 0
     assert capsys.readouterr().out.startswith("0 of 4 values that both have moved, 4 did not")
 
