@@ -5,6 +5,7 @@ What this module imports is there at once, so that little of the start is left i
 
 import logging
 import os
+import shlex
 import signal
 import sys
 import warnings
@@ -88,6 +89,11 @@ def _stop(number: int, _: FrameType | None) -> None:
 def _farewell() -> str:
     goes_on = sys.argv[1:2] in (["demo"], ["eval"])
     return "stopped; the same command goes on from here" if goes_on else "stopped"
+
+
+def command_line() -> str:
+    """The command, as it may be typed again."""
+    return shlex.join(["dcls-jax", *sys.argv[1:]])
 
 
 def say(line: str, colour: str) -> None:

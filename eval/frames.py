@@ -27,6 +27,9 @@ class Views(NamedTuple):
     transforms: tuple[Transform, ...]
     of: Mapping[str, int]
 
+    def __hash__(self) -> int:  # equal ones are found by it, which makes metrics of them one program
+        return hash(self.transforms)
+
     def transform(self, preset: str) -> Transform:
         """That of a preset."""
         return self.transforms[self.of[preset]]

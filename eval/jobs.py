@@ -61,9 +61,10 @@ def run_all(jobs: Sequence[Job], source: Source[Any]) -> list[tuple[Result, ...]
     for job in jobs:
         groups.setdefault(_program_key(job), []).append(job)
     programs = [program_of(group, settings) for group in groups.values()]
+    data = source.identity()
     with ExitStack() as stack:
         folders = [
-            [_folder(job, program, source, stack) for job in group]
+            [_folder(job, program, data, stack) for job in group]
             for group, program in zip(groups.values(), programs, strict=True)
         ]
         read = reader_of([group[0].metric for group in groups.values()], source, skip_bad=settings.skip_bad)
@@ -106,10 +107,10 @@ def program_of(jobs: Sequence[Job], settings: Settings) -> Program:
     return Program([task(job.metric) for job in jobs], state, metric.blank, batch_size=settings.batch_size)
 
 
-def _folder(job: Job, program: Program, source: Source[Any], stack: ExitStack) -> ResultsFolder | None:
+def _folder(job: Job, program: Program, data: Any, stack: ExitStack) -> ResultsFolder | None:
     if job.settings.out is None:
         return None
-    identity = {"arguments": _arguments(*job), "data": source.identity()} | program.identity()
+    identity = {"arguments": _arguments(*job), "data": data} | program.identity()
     return stack.enter_context(ResultsFolder(job.settings.out, identity))
 
 

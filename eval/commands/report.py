@@ -1,13 +1,11 @@
 """The command that makes a report of results, or sets two side by side."""
 
-import shlex
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from dcls_jax.eval.cli import at_work, printable
+from dcls_jax.eval.cli import at_work, command_line, printable
 from dcls_jax.eval.commands.options import command
 
 
@@ -34,8 +32,7 @@ def report(
     else:
         from dcls_jax.eval.report.files import write_report
 
-        made_by = shlex.join(["dcls-jax", *sys.argv[1:]])
-        for path in write_report(results or [], out, command=made_by, resamples=resamples):
+        for path in write_report(results or [], out, command=command_line(), resamples=resamples):
             print(printable(str(path)))
 
 

@@ -1,9 +1,8 @@
 """A suite run to its end: results, pictures and the report of them."""
 
-import shlex
-import sys
 from pathlib import Path
 
+from dcls_jax.eval.cli import command_line
 from dcls_jax.eval.gallery import GALLERY
 from dcls_jax.eval.report.files import write_report
 from dcls_jax.eval.stored import Stored
@@ -21,6 +20,5 @@ def run(plan: Plan) -> tuple[list[Stored], Path]:
     results = plan.run()
     if stale:
         write_gallery(plan, pictures)
-    command = shlex.join(["dcls-jax", *sys.argv[1:]])
-    page, *_ = write_report([found.folder for found in results], plan.out / "report.html", command=command)
+    page, *_ = write_report([found.folder for found in results], plan.out / "report.html", command=command_line())
     return results, page

@@ -28,7 +28,6 @@ class About:
 
 
 Make = Callable[[About], Metric[Any, Any]]
-_NONE: Callable[[str], Mapping[str, Any]] = lambda data: {}  # noqa: E731
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class Kind:
 
     data: tuple[str, ...]
     make: Make
-    presets: Callable[[str], Mapping[str, Any] | Sequence[str]] = _NONE
+    presets: Callable[[str], Mapping[str, Any] | Sequence[str]] = lambda data: ()
     defaults: int | None = None
     options: Mapping[str, tuple[Any, Sequence[str]]] = field(default_factory=dict)
     of_maps: bool = True

@@ -3,8 +3,9 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,7 @@ class Plan:
     def __init__(self, suite: Suite, out: Path, *, download: bool = True) -> None:
         self.suite, self.out = suite, out
         self._sources: dict[Any, Source[Any]] = {}
+        self._identity: Callable[[Any], Any] = cache(lambda source: source.identity())  # of thousands of files, maybe
         weights = {model: weights_hash(model, download=download) for model in suite.models}
         self.cells = [
             Cell(model, evaluation, method, self._hash(model, weights[model], evaluation, method))
@@ -77,7 +79,7 @@ class Plan:
                 "format": FORMAT,
                 "model": asdict(model) | {"weights": weights},
                 "evaluation": asdict(evaluation) | {"methods": method, "models": None},
-                "data": self.source(evaluation).identity(),
+                "data": self._identity(self.source(evaluation)),
                 "batch_size": self._batch_size(self.source(evaluation)),
                 "skip_bad": self.suite.skip_bad,
                 "devices": f"{jax.device_count()} x {device.device_kind}",

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import tiny
 
-from dcls_jax.eval import ResultsError, Settings, clickme
+from dcls_jax.eval import ResultsError, Settings, clickme, faithfulness
 from dcls_jax.eval.data.clickme import ClickMe, Stored
-from dcls_jax.eval.jobs import Job, program_of, run, run_all
+from dcls_jax.eval.jobs import Job, program_of, run, run_all, same_prepare
+from dcls_jax.eval.localisation import evaluation as localisation
 from dcls_jax.eval.metric import Metric, Result
 
 METHODS = "grad_cam", "threshold_grad_cam"
@@ -87,6 +88,19 @@ def test_methods_of_a_model_share_its_features() -> None:
     ranks = cost(("grad_cam", "grad_cam"))
     assert ranks == once  # all of it is shared
     assert once < twice
+
+
+def test_methods_of_every_metric_are_one_program() -> None:
+    """By how they prepare samples, though each has a function of its own for that."""
+    model = tiny.Tiny()
+    of_pictures = [faithfulness.metric(model.transform, method=method, presets=("rise", "adcc")) for method in METHODS]
+    located = [
+        localisation.metric(model, model.transform, method=method, presets=("iba",))  # type: ignore[arg-type]
+        for method in METHODS
+    ]
+    for metrics in ([metric(model, method) for method in METHODS], of_pictures, located):
+        assert len({same_prepare(it.prepare) for it in metrics}) == 1
+    assert same_prepare(of_pictures[0].prepare) != same_prepare(located[0].prepare)
 
 
 def test_jobs_that_cannot_share_a_pass_are_refused(shards: Path) -> None:
