@@ -66,6 +66,11 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Workers must agree on names, and bytes may hold what varies from run to run, as gzip's do the time."""
+    return argname if isinstance(val, bytes) else None
+
+
 def pytest_collection_finish() -> None:
     """What is imported lives to the end: garbage is not looked for in it, nor as often as tracing makes objects."""
     gc.collect()

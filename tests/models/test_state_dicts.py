@@ -271,17 +271,18 @@ def test_safetensors_of_any_name(arrays, tmp_path, name):
     check_loads(tmp_path / name, arrays)
 
 
-@pytest.mark.parametrize(
-    ("content", "what"),
-    [
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0a1b\nsize 3\n", "a pointer of Git LFS"),
-        (gzip.compress(b"weights"), "compressed by gzip"),
-        (b"<!DOCTYPE html><html>not found</html>", "a web page"),
-    ],
-)
+# In the place of weights.
+FOUND = {
+    "a pointer of Git LFS": b"version https://git-lfs.github.com/spec/v1\noid sha256:0a1b\nsize 3\n",
+    "compressed by gzip": gzip.compress(b"weights"),
+    "a web page": b"<!DOCTYPE html><html>not found</html>",
+}
+
+
+@pytest.mark.parametrize("what", FOUND)
 @pytest.mark.parametrize("name", ["weights.safetensors", "weights.pth"])
-def test_what_is_found_in_the_place_of_weights_is_named(tmp_path, content, what, name):
-    (tmp_path / name).write_bytes(content)
+def test_what_is_found_in_the_place_of_weights_is_named(tmp_path, what, name):
+    (tmp_path / name).write_bytes(FOUND[what])
     with pytest.raises(CheckpointError, match=f"{name} is {what}") as error:
         load_weights(layer(), tmp_path / name)
     assert_one_line_about(tmp_path / name, error)
