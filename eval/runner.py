@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from dcls_jax.eval.hosts import together
-from dcls_jax.eval.program import LABEL, Program, Results, Row, Rows
+from dcls_jax.eval.program import LABEL, Program, Results, Row, Rows, compile_all
 from dcls_jax.eval.progress import progress_of
 from dcls_jax.eval.results import Arrays, ResultsFolder
 from dcls_jax.eval.status import Status
@@ -101,8 +101,7 @@ def _computed(
     programs: Sequence[Program], pending: Mapping[int, list[int]], batches: Iterator[tuple[int, Sequence[Rows]]]
 ) -> Iterator[tuple[int, int, list[Arrays]]]:
     """Columns by batch and program; a batch is on its way to the devices before the one before it is waited for."""
-    for place in sorted({place for places in pending.values() for place in places}):
-        programs[place].compile()
+    compile_all([programs[place] for place in sorted({place for places in pending.values() for place in places})])
     previous: list[tuple[int, int, Rows, Any]] = []
     for batch, rows in batches:
         running = [(batch, place, rows[place], programs[place].start(rows[place])) for place in pending[batch]]

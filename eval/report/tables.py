@@ -1,7 +1,6 @@
 """Results side by side, as tables for the terminal."""
 
 from collections.abc import Sequence
-from itertools import groupby
 from textwrap import fill
 from typing import TYPE_CHECKING
 
@@ -83,11 +82,13 @@ def print_moves(found: "Moves", console: Console | None = None) -> None:
 def print_results(results: Sequence[Result], console: Console | None = None) -> None:
     """Print a table for each metric, and below them the first ten records that could not be read, and how many more.
 
-    Results of one metric by several presets have a table for each.
+    Results of one metric by several presets have a table for each, wherever in the order they stand.
     """
     console = Console() if console is None else console
-    for (title, _), group in groupby(results, key=lambda result: (result.title, result.labels.get("preset"))):
-        alike = list(group)
+    tables: dict[tuple[str, str | None], list[Result]] = {}
+    for result in results:
+        tables.setdefault((result.title, result.labels.get("preset")), []).append(result)
+    for (title, _), alike in tables.items():
         console.print(Text(", ".join([title, *map(" ".join, shared_labels(alike).items())]), "italic"))
         table = results_table(alike)
         too_wide = console.measure(table, options=console.options.update(max_width=10_000)).maximum > console.width

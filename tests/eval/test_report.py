@@ -57,6 +57,19 @@ def test_what_all_rows_share_stands_in_the_title() -> None:
     assert lines[2].split() == ["model", "alignment", "spearman", "counted", "left", "out"]
 
 
+def test_results_of_a_metric_and_preset_share_a_table_wherever_they_stand() -> None:
+    def faithfulness(name: str, preset: str) -> Result:
+        alike = result(name, "aligned", [0.5], [COUNTED])
+        return replace(alike, title="Faithfulness", labels={"method": "grad_cam", "preset": preset})
+
+    lines = printed([faithfulness(name, preset) for name in ("one", "other") for preset in ("rise", "road")], 80)
+    assert [line for line in lines if line.startswith("Faithfulness")] == [
+        "Faithfulness, method grad_cam, preset rise",
+        "Faithfulness, method grad_cam, preset road",
+    ]
+    assert [line.split()[0] for line in lines if line.startswith(("one", "other"))] == ["one", "other"] * 2
+
+
 def test_one_model_stands_in_the_title_of_several_rows() -> None:
     lines = printed([result("convnext_tiny", protocol, [0.5], [COUNTED]) for protocol in ("aligned", "published")], 80)
     assert lines[0] == "ClickMe human alignment, model convnext_tiny, method grad_cam"
