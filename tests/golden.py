@@ -15,7 +15,12 @@ from dcls_jax.models import Backbone, create_model
 from tests.conftest import DATA, slow
 
 FOLDER = DATA / "golden"
-PEERS = [slow("convnext_base"), "convnext_dcls_v1", slow("resnet_base"), "resnet_dcls_v1"]  # those with `peer_maps`
+PEERS = [
+    slow("convnext_base"),
+    "convnext_dcls_v1",
+    slow("resnet_base"),
+    slow("resnet_dcls_v1"),
+]  # those with `peer_maps`
 CASES = json.loads((FOLDER / "index.json").read_text())
 
 

@@ -207,7 +207,7 @@ def test_programs_that_differ_in_their_padding_alone_are_told_apart():
     assert first != second
 
 
-@pytest.mark.parametrize("version", ["v0", "v1", "max", "gauss"])
+@pytest.mark.parametrize("version", [slow("v0"), "v1", slow("max"), "gauss"])
 @pytest.mark.parametrize("dims", [slow(1), 2, slow(3)])
 def test_kernels_sharded_over_their_outputs(version, dims, assert_equal):
     weight, positions = normal(8, 2, 3), normal(dims, 8, 2, 3, seed=1)
@@ -234,7 +234,8 @@ def test_kernels_sharded_over_their_outputs(version, dims, assert_equal):
     assert_equal(jax.jit(mapped)(*arguments), expected)
 
 
-@pytest.mark.parametrize("name", [slow(name) if name != "caformer_s18" else name for name in MODELS])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
 def test_models_train_on_every_mesh(name, assert_equal):
     model = random_model(lambda: small(name))
     images = normal(8, 32, 32, 3)

@@ -188,6 +188,7 @@ def test_factorisation_shifts_channels_and_back(a, assert_close):
     np.testing.assert_array_equal(again.maps, found.maps)
 
 
+@pytest.mark.slow
 def test_more_steps_are_never_worse(a):
     x = np.abs(a.reshape(-1, 6))
     errors = []

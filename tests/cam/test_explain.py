@@ -88,6 +88,7 @@ def test_product_of_layers_by_the_fixture_of_torch_cam():
     np.testing.assert_allclose(combined(maps, "product"), [[[0, 1], [1, 0]]], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_layers_meet_without_their_scales():
     small = jnp.array([[[-5.0, 0.0], [1.0, 2.0]]])
     large = jnp.zeros((1, 4, 4)).at[0, 0, 0].set(1e-9)
@@ -98,6 +99,7 @@ def test_layers_meet_without_their_scales():
     assert not combined([-large, -(small**2)], "mean").any()
 
 
+@pytest.mark.slow
 def test_several_layers_at_once(model, images, assert_close):
     raw = [compiled(model, images, LABELS, layer=layer) for layer in ("first", "second")]
     for combine in ("mean", "max", "product"):
@@ -244,6 +246,7 @@ def test_the_docstrings_example_runs():
     assert names["maps"].shape == (1, 14, 14)
 
 
+@pytest.mark.slow
 def test_a_single_map_is_presented_too():
     ramp = np.arange(12.0).reshape(3, 4) - 2
     np.testing.assert_allclose(postprocess(ramp), np.clip(ramp, 0, None) / 9, atol=1e-6)

@@ -12,7 +12,7 @@ from scipy.ndimage import gaussian_filter1d
 
 from dcls_jax.cam import activations_and_gradients, grad_cam, normalise, resize
 from dcls_jax.cam.grouping import GroupConvention, gaussian_blur, group_cam, k_means
-from tests.conftest import initialiser, normal
+from tests.conftest import initialiser, normal, slow
 
 LABELS = jnp.array([0, 4, 2])
 STATIC = ("convention", "groups", "clustering", "blur_size", "blur_sigma", "masks_at_a_time")
@@ -54,7 +54,7 @@ def run(model, images, targets, **options):
     return compiled(model, images, targets, **options)
 
 
-@pytest.mark.parametrize("convention", ["official", "paper"])
+@pytest.mark.parametrize("convention", ["official", slow("paper")])
 def test_steps_of_its_authors_at_image_size(images, convention, assert_close):
     model = Small()
 
@@ -83,6 +83,7 @@ def test_steps_of_its_authors_at_image_size(images, convention, assert_close):
     assert_close(resize(run(model, images, LABELS, convention=convention), (12, 15)), expected, 1e-5)
 
 
+@pytest.mark.slow
 def test_one_group_is_grad_cam(images, assert_close):
     model = Small()
     maps = run(model, images, LABELS, groups=1)
@@ -105,7 +106,7 @@ def test_a_classifier_that_does_not_look_gives_zero(images):
         assert not run(model, images, LABELS, convention=convention).any()
 
 
-@pytest.mark.parametrize(("convention", "clustering"), [("official", "k_means"), ("paper", "chunks")])
+@pytest.mark.parametrize(("convention", "clustering"), [slow("official", "k_means"), ("paper", "chunks")])
 def test_dead_groups_add_nothing(images, clustering, convention, assert_close):
     options = {"clustering": clustering, "convention": convention}
     model = Small()
@@ -118,7 +119,11 @@ def test_dead_groups_add_nothing(images, clustering, convention, assert_close):
 
 @pytest.mark.parametrize(
     ("convention", "clustering"),
-    [("official", "chunks"), ("paper", "k_means"), (GroupConvention(percentile=40.0, probabilities=False), "chunks")],
+    [
+        ("paper", "k_means"),
+        slow("official", "chunks"),
+        slow(GroupConvention(percentile=40.0, probabilities=False), "chunks"),
+    ],
 )
 def test_images_do_not_meet_and_chunks_do_not_matter(images, clustering, convention, assert_close):
     options = {"clustering": clustering, "convention": convention}
@@ -178,6 +183,7 @@ def test_what_does_not_fit_is_refused_by_name(images, options, message):
         group_cam(Small(), images, LABELS, **options)
 
 
+@pytest.mark.slow
 def test_agglomerative_clustering_finds_what_belongs_together(images, assert_close):
     model = Small()
     doubled = model.conv.kernel[...].at[..., 4:].set(model.conv.kernel[..., :3])  # channels 4 to 6 are 0 to 2 again

@@ -122,6 +122,7 @@ def test_terms_of_full_grad_sum_to_the_score(model, images, assert_close):
     assert_close(terms[0], np.asarray(images) * np.asarray(plain_gradient(model, images)), 1e-5)
 
 
+@pytest.mark.slow
 def test_terms_of_a_resnet_with_dcls_sum_to_the_score(assert_close):
     model, _ = golden.load("resnet_dcls_v1")
     images = normal(2, 32, 32, 3)

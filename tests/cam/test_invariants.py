@@ -81,7 +81,11 @@ def test_how_many_masks_at_a_time_does_not_matter(maps, masks_at_a_time):
 
 @pytest.mark.parametrize(
     ("model", "chosen", "dtype"),
-    [(Cubic(), OF_CUBIC, "float32"), (ConvNet(), OF_CONV_NET, "float32"), (ConvNet(), OF_CONV_NET, "bfloat16")],
+    [
+        slow(Cubic(), OF_CUBIC, "float32"),
+        (ConvNet(), OF_CONV_NET, "float32"),
+        slow(ConvNet(), OF_CONV_NET, "bfloat16"),
+    ],
 )
 def test_maps_are_finite_whatever_comes_in(model, chosen, dtype):
     odd = jnp.stack([jnp.zeros_like(IMAGES[0]), jnp.ones_like(IMAGES[0]), -jnp.abs(IMAGES[0]), 1e-15 * IMAGES[0]])
@@ -96,6 +100,7 @@ def test_dead_activations_have_no_map():
     assert not [name for name, maps in but(made, PIECEWISE_LINEAR, {"rise"}).items() if maps.any()]
 
 
+@pytest.mark.slow
 def test_a_class_without_weights_has_a_zero_map():
     model = Cubic()
     model.fc.kernel[...] = jnp.zeros_like(model.fc.kernel[...])
@@ -121,6 +126,7 @@ def test_a_bias_of_the_logits_changes_nothing(maps):
     check(but(made, {"ablation_cam", "rise"}), maps, 1e-4)  # relative to the logit; probabilities of rounding masks
 
 
+@pytest.mark.slow
 def test_classes_are_told_apart():
     # channel 0 fires on the left and speaks for class 0, channel 1 on the right and for class 1
     model = PooledLinear(channels=2, classes=2)
@@ -134,6 +140,7 @@ def test_classes_are_told_apart():
         assert maps[1, :, 2:].mean() > maps[1, :, :2].mean(), name
 
 
+@pytest.mark.slow
 def test_eigen_smoothing_is_the_first_singular_vector_of_what_is_summed():
     """But for Integrated Grad-CAM, which takes a ReLU of its sums."""
     summing = {

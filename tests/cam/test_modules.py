@@ -58,7 +58,7 @@ def maps_of(models, images, layers, methods=tuple(OPTIONS)):
     ]
 
 
-@pytest.mark.parametrize("name", [slow("resnet50"), slow("convnext_tiny"), "caformer_s18", slow("fastvit_sa24")])
+@pytest.mark.parametrize("name", [slow("resnet50"), slow("convnext_tiny"), slow("caformer_s18"), slow("fastvit_sa24")])
 def test_our_models_are_cut_as_they_cut_themselves(name, assert_close):
     model, images = random_model(lambda: small(name)), normal(2, 32, 32, 3)
     # One method of each kind, as the slower models take seconds to trace for each.
@@ -87,10 +87,11 @@ class ByHand:
         return self.model(images)
 
 
-def test_inside_a_residual_block_the_other_branch_stays_as_it_is(assert_close):
+@pytest.mark.parametrize("methods", [("grad_cam", "score_cam"), slow(tuple(OPTIONS))])
+def test_inside_a_residual_block_the_other_branch_stays_as_it_is(methods, assert_close):
     model, images = random_model(lambda: small("convnext_tiny")), normal(2, 32, 32, 3)
     layers = ("stages.1.blocks.0.dwconv", "by hand")
-    check_all(*maps_of((from_module(model), ByHand(model)), images, layers), assert_close)
+    check_all(*maps_of((from_module(model), ByHand(model)), images, layers, methods), assert_close)
 
 
 class Gated(nnx.Module):
@@ -123,6 +124,7 @@ def gated_images():
     return normal(3, 6, 7, 2), {"gate": normal(3, 4, seed=5)}
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::dcls_jax.cam.DeadMapWarning")  # one of one image
 def test_several_inputs_in_evaluation_mode_by_chunks(gated, gated_images, assert_close):
     expected = explain_all(gated, gated_images, LABELS, at(None))
@@ -283,6 +285,7 @@ def vit():
     return random_model(lambda: ViT(nnx.Rngs(0)))
 
 
+@pytest.mark.slow
 def test_a_transformer_keeps_its_class_token_and_registers(vit, assert_close):
     images, methods = normal(3, 12, 16, 3), ("grad_cam", "layer_cam", "shapley_cam", "score_cam")
     models = from_module(vit, prefix_tokens=3, grid=(3, 4)), from_functions(vit_features, vit_head, vit)

@@ -72,6 +72,7 @@ def test_every_cut_of_the_transformer_leads_to_the_same_logits(vit, assert_close
         assert_close(through(vit, images, layer), expected, 1e-5)
 
 
+@pytest.mark.slow
 def test_a_class_token_leaves_the_last_blocks_patches_without_a_path(vit):
     model, images = from_module(vit, prefix_tokens=1), normal(2, 32, 32, 3)
     assert explain(model, images, layer="blocks.1").any()

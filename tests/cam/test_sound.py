@@ -22,7 +22,7 @@ from dcls_jax.cam import (
     integrated_grad_cam,
     smooth_grad_cam_pp,
 )
-from tests.conftest import initialiser, normal, random_model
+from tests.conftest import initialiser, normal, random_model, slow
 from tests.models.small import small
 
 LABELS = np.array([0, 2, 1, 2])
@@ -50,7 +50,7 @@ def images():
     return normal(4, 6, 8, 3)
 
 
-@pytest.mark.parametrize("way", ["explain", "eager"])
+@pytest.mark.parametrize("way", ["explain", slow("eager")])
 def test_models_are_explained_in_evaluation_mode_and_left_in_their_own(images, way, assert_close):
     training, evaluated = Moody(), Moody()
     evaluated.eval()
@@ -172,7 +172,7 @@ def test_certain_models_keep_their_grad_cam_pp(images):
 
 
 @pytest.mark.filterwarnings("ignore::dcls_jax.cam.DeadMapWarning")
-@pytest.mark.parametrize("method", ["score_cam", "is_cam", "group_cam"])
+@pytest.mark.parametrize("method", ["score_cam", slow("is_cam"), slow("group_cam")])
 def test_masked_images_are_scored_on_the_targets_own_scale(images, method):
     model = Moody()
     probability = explain(model, images, Probability(LABELS), method=method)
@@ -215,6 +215,7 @@ def test_keys_of_the_old_kind_are_keys(images, assert_close):
     )
 
 
+@pytest.mark.slow
 def test_baselines_of_each_image_are_cut_with_it(images, assert_close):
     model = Moody()
     for baseline in (normal(4, 6, 8, 3, seed=4), normal(4, 3, seed=4), normal(6, 8, 3, seed=4)):
@@ -272,6 +273,7 @@ def test_sizes_of_any_kind_of_whole_number(images, assert_close):
         assert_close(explain(model, images, LABELS, size=size), expected, 1e-6)
 
 
+@pytest.mark.slow
 def test_several_methods_run_the_model_once(images):
     model, pictures = random_model(lambda: small("resnet50")), normal(4, 32, 32, 3)
     methods = ("grad_cam", "hires_cam", "layer_cam", "xgrad_cam", "threshold_grad_cam")

@@ -78,6 +78,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_a_run_gives_the_same_as_batches_in_memory(folder: Path, tmp_path: Path) -> None:
     model, source = tiny.Tiny(), Folder(folder)
     images = np.stack([model.transform(Image.fromarray(sample.image)) for sample in source])  # type: ignore[attr-defined]

@@ -146,6 +146,7 @@ def test_cam_explains_the_most_probable_classes_at_several_layers(cam, picture):
     assert manifest["maps"] == {name: list(shape) for name, shape in shapes.items()}
 
 
+@pytest.mark.slow
 def test_cam_draws_methods_of_the_pixels(cam, picture):
     code, manifest, maps = cam(picture, "--methods", "grad_cam,guided_grad_cam,input_x_gradient", "--target", 1)
     assert code == 0
@@ -153,6 +154,7 @@ def test_cam_draws_methods_of_the_pixels(cam, picture):
     assert maps["input_x_gradient"].any()
 
 
+@pytest.mark.slow
 def test_cam_combines_layers(cam, picture):
     layers = ["--layer", "stages.2", "--layer", "stages.3"]
     code, _, maps = cam(picture, "--methods", "grad_cam", *layers, "--combine", "product", "--style", "contour")
@@ -161,6 +163,7 @@ def test_cam_combines_layers(cam, picture):
     assert 0 <= maps["grad_cam@stages.2+stages.3"].min() <= maps["grad_cam@stages.2+stages.3"].max() <= 1
 
 
+@pytest.mark.slow
 def test_cam_smooths_by_principal_component(cam, picture):
     code, manifest, smooth = cam(picture, "--methods", "hires_cam,eigen_grad_cam", "--target", 1)
     assert (code, manifest["eigen_smooth"]) == (0, False)
@@ -190,6 +193,7 @@ def test_cam_refuses_what_does_not_fit(cam, capsys, tmp_path, picture, wrong, me
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_cam_draws_as_it_is_told(cam, tmp_path, picture):
     overlay = tmp_path / "out" / "overlays" / "noise-2-grad_cam.png"
     drawn = []

@@ -56,7 +56,7 @@ def test_samples_are_batched_by_grain(shards: Path) -> None:
         ("convnext", "convnext_tiny", "grad_cam"),
         slow("convnext", "convnext_tiny", "threshold_grad_cam"),
         slow("caformer", "caformer_s18", "grad_cam"),
-        ("caformer", "caformer_s18", "threshold_grad_cam"),
+        slow("caformer", "caformer_s18", "threshold_grad_cam"),
     ],
 )
 def test_study_scores(data: Path, model: str, name: str, method: str) -> None:
@@ -82,6 +82,7 @@ def test_padding_and_constant_maps_do_not_count(shards: Path, whole: clickme.Res
     np.testing.assert_allclose(tiny.evaluate(shards, batch_size=24).per_image, whole.per_image, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_aligned_compares_the_part_that_the_model_saw(shards: Path, whole: clickme.Result) -> None:
     model, sample = tiny.Tiny(), clickme.load(shards)[0]
     pixels = model.transform(Image.fromarray(sample.image.astype(np.uint8)))
@@ -94,7 +95,7 @@ def test_aligned_compares_the_part_that_the_model_saw(shards: Path, whole: click
     assert whole.per_image[0] == pytest.approx(expected, abs=1e-3)
 
 
-@pytest.mark.parametrize("method", ["hires_cam", slow("eigen_cam"), "smooth_grad", slow("guided_grad_cam")])
+@pytest.mark.parametrize("method", ["hires_cam", slow("eigen_cam"), slow("smooth_grad"), slow("guided_grad_cam")])
 def test_every_method_is_compared_by_its_positive_part(tmp_path: Path, method: str) -> None:
     write_records(tmp_path / "val-0.tfrecords", [tiny.example(i) for i in range(3)])
     model, samples = tiny.Tiny(), list(clickme.load(tmp_path))
@@ -111,6 +112,7 @@ def test_every_method_is_compared_by_its_positive_part(tmp_path: Path, method: s
     assert result.method == method
 
 
+@pytest.mark.slow
 def test_maps_without_positive_values_or_that_are_not_finite_are_said_to_be(tmp_path: Path) -> None:
     class Odd(tiny.Tiny):
         def head(self, activations: jax.Array) -> jax.Array:

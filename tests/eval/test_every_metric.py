@@ -11,13 +11,14 @@ import pytest
 import tiny
 
 from dcls_jax.eval.metric import Result
+from tests.conftest import slow
 
 pytestmark = pytest.mark.as_for_users
 
 Tiny = Callable[..., subprocess.CompletedProcess[str]]
 
 
-@pytest.fixture(scope="module", params=tiny.METRICS)
+@pytest.fixture(scope="module", params=[name if name == "clickme" else slow(name) for name in tiny.METRICS])
 def metric(request: pytest.FixtureRequest) -> str:
     name: str = request.param
     return name
@@ -62,13 +63,14 @@ def test_what_fills_up_the_last_batch_does_not_count(metric: str, undisturbed: S
 
 
 @pytest.fixture(scope="module")
-def on_one_device(shards: Path, run_tiny: Tiny) -> dict[str, Any]:
-    finished = run_tiny(shards, [*tiny.METRICS], devices=1)
+def on_one_device(metric: str, shards: Path, run_tiny: Tiny) -> dict[str, Any]:
+    finished = run_tiny(shards, [metric], devices=1)
     assert finished.returncode == 0, finished.stderr
     output: dict[str, Any] = json.loads(finished.stdout)
     return output
 
 
+@pytest.mark.slow
 def test_one_device_gives_the_same_scores_as_eight_and_no_tensorflow(
     metric: str, undisturbed: Sequence[Result], on_one_device: dict[str, Any]
 ) -> None:

@@ -79,7 +79,9 @@ def pictures():
     return np.asarray(normal(2, 224, 224, 3, seed=1)), maps
 
 
-@pytest.mark.parametrize("preset", [slow(name) if name in ("rise_single", "group_cam") else name for name in PRESETS])
+@pytest.mark.parametrize(
+    "preset", [name if name in ("rise", "torch_cam", "xplique") else slow(name) for name in PRESETS]
+)
 @pytest.mark.parametrize("kind", ["deletion", "insertion"])
 def test_curves_are_those_of_a_loop_over_pixels(preset, kind, pictures):
     model, (images, maps) = tiny.Tiny(), pictures
@@ -120,6 +122,7 @@ def test_torch_cams_published_curves():
     np.testing.assert_allclose(faithfulness.auc(insertion), [0.6], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_torch_cams_published_curves_of_five_pixels():
     images = jnp.asarray([0.3, 0.25, 0.2, 0.15, 0.1]).reshape(1, 1, 5, 1)
     three = replace(FLIPPING_PRESETS["torch_cam"], steps=3)
@@ -150,7 +153,7 @@ def test_a_perfect_map_deletes_at_once_and_inserts_at_once():
     np.testing.assert_allclose(faithfulness.relevance_gain(model, images, maps, preset=ten), [0.9], atol=1e-6)
 
 
-@pytest.mark.parametrize("preset", ["rise", "torch_cam", "xplique"])
+@pytest.mark.parametrize("preset", ["rise", slow("torch_cam"), slow("xplique")])
 def test_relevance_gain_is_the_difference_of_two_orders(preset):
     model, images = ConvNet(), normal(2, SIDE, SIDE, 3)
     maps = np.random.default_rng(3).integers(0, 9, (2, SIDE, SIDE)).astype(np.float32)
@@ -210,6 +213,7 @@ def test_areas_are_trapezoids():
     assert faithfulness.auc([1.0, 0.0]) == 0.5
 
 
+@pytest.mark.slow
 def test_small_maps_are_resized_and_large_ones_without_antialiasing():
     model, images = ConvNet(), normal(2, SIDE, SIDE, 3)
     rule = replace(FLIPPING_PRESETS["rise"], step=20)
@@ -225,6 +229,7 @@ def test_small_maps_are_resized_and_large_ones_without_antialiasing():
         )
 
 
+@pytest.mark.slow
 def test_the_class_is_the_predicted_one_unless_given():
     model, images, maps = ConvNet(), normal(3, SIDE, SIDE, 3), normal(3, 3, 3)
     logits = model.head(model.features(images))
@@ -409,6 +414,7 @@ def test_every_preset_says_where_it_comes_from():
             assert hash(preset) == hash(replace(preset))
 
 
+@pytest.mark.slow
 def test_the_runner_gives_each_image_what_it_gets_alone():
     model, count = ConvNet(), 10
     images, maps = np.asarray(normal(count, SIDE, SIDE, 3)), np.asarray(normal(count, 4, 4, seed=1))

@@ -60,6 +60,7 @@ def run(records: Path, out: Path, late: tuple[float, float], metrics: Sequence[s
     return [text[text.rindex(ANSWER) + len(ANSWER) :].splitlines()[0] for text in printed]
 
 
+@pytest.mark.slow
 @pytest.mark.as_for_users
 @pytest.mark.parametrize("metrics", [("clickme", "accuracy"), slow(("faithfulness", "localisation"))])
 def test_each_process_returns_the_whole_however_late_one_is(
@@ -76,6 +77,7 @@ def test_each_process_returns_the_whole_however_late_one_is(
         assert json.loads((tmp_path / metric / "summary.json").read_text())["hosts"] == 2
 
 
+@pytest.mark.slow
 def test_where_one_process_fails_all_do(tmp_path: Path) -> None:
     records = [tiny.example(i) for i in range(12)]
     records[5] = b"no example"  # in the second batch, the second process's

@@ -61,6 +61,7 @@ def test_together_they_are_what_each_is_alone(shards: Path, tmp_path: Path) -> N
     assert not np.allclose(alone[0][0].scores["spearman"], alone[2][0].scores["spearman"], atol=0.1)
 
 
+@pytest.mark.slow
 def test_a_task_that_lacks_a_batch_alone_is_completed_to_the_bit(shards: Path, tmp_path: Path) -> None:
     models, folder = [tiny.Tiny(0), tiny.Tiny(1)], tmp_path / "1-grad_cam"
     expected = run_all(jobs(models, tmp_path), ClickMe(shards))

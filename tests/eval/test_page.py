@@ -23,6 +23,7 @@ from dcls_jax.eval.report.collection import collect
 from dcls_jax.eval.report.files import write_report
 from dcls_jax.eval.report.measures import measure_of
 from dcls_jax.eval.report.page import render
+from tests.conftest import slow
 
 QUICK = 200  # resamples, where intervals themselves are not tested
 
@@ -110,7 +111,7 @@ def test_a_value_that_is_no_mean_over_records_has_no_interval(tmp_path: Path) ->
     assert ("cell", number, "mean_spearman") in section.intervals
 
 
-@pytest.mark.parametrize("metric", ["accuracy", "faithfulness", "localisation"])
+@pytest.mark.parametrize("metric", ["accuracy", slow("faithfulness"), slow("localisation")])
 def test_every_metric_has_its_place(metric: str, shards: Path, tmp_path: Path) -> None:
     results = tiny.measure(metric, shards, out=tmp_path / "in", name="tiny")
     page, *_ = write_report([tmp_path / "in"], tmp_path / "report.html", resamples=QUICK)

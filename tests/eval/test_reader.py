@@ -137,6 +137,7 @@ print(json.dumps({"others": len(before), "woken": sum(before.get(name) != count 
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     sys.platform != "linux" or len(os.sched_getaffinity(0)) < 2,
     reason="counts the switches of Linux's threads; on one core BLAS has no other",

@@ -81,6 +81,7 @@ def test_a_hole_at_the_corner_of_a_ramp(slopes, corner):
     np.testing.assert_allclose(faithfulness.impute(ramp, keep, noise=0, key=KEY)[0, 0, 0, 0], corner, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_an_image_is_imputed_alike_whatever_is_beside_it():
     kinds = masks(40, 40)
     image = normal(1, 40, 40, 3)
@@ -92,6 +93,7 @@ def test_an_image_is_imputed_alike_whatever_is_beside_it():
         np.testing.assert_array_equal(alone[0], beside[0])
 
 
+@pytest.mark.slow
 def test_noise_falls_on_what_is_imputed_alone():
     images, keep = jnp.zeros((2, 32, 32, 3)), jnp.arange(32 * 32).reshape(1, 32, 32) % 2 == 0
     keep = jnp.concatenate([keep, keep])
@@ -129,6 +131,7 @@ def test_the_official_order_keeps_what_its_loop_keeps():
                 np.testing.assert_allclose(result[kind][i, j], expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_equal_pixels_fall_by_chance_alike_in_all_images():
     kept = []
 
@@ -152,7 +155,7 @@ def test_equal_pixels_fall_by_chance_alike_in_all_images():
     assert (morf ^ lerf).mean() > 0.95
 
 
-@pytest.mark.parametrize("kind", ["distinct", "floored"])
+@pytest.mark.parametrize("kind", ["floored", slow("distinct")])
 def test_percentiles_are_pytorch_grad_cams(kind):
     model, images = ConvNet(), normal(2, SIDE, SIDE, 3)
     maps = np.asarray(normal(2, SIDE, SIDE, seed=4)).copy()
@@ -171,6 +174,7 @@ def test_percentiles_are_pytorch_grad_cams(kind):
                 np.testing.assert_allclose(result[order][i, j], probabilities(model, expected)[label], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_noise_is_of_pixels_or_of_the_models_input_as_the_preset_says():
     images, maps = jnp.zeros((1, 32, 32, 3)), normal(1, 32, 32)
 
@@ -184,6 +188,7 @@ def test_noise_is_of_pixels_or_of_the_models_input_as_the_preset_says():
         np.testing.assert_allclose(score["morf"], 100 * sigma * np.sqrt(0.5), rtol=0.1)
 
 
+@pytest.mark.slow
 def test_each_image_of_a_data_set_has_its_own_noise_wherever_it_is_evaluated():
     model, maps = ConvNet(), jnp.tile(normal(1, 4, 4), (3, 1, 1))
     images = jnp.tile(normal(1, SIDE, SIDE, 3), (3, 1, 1, 1))

@@ -9,7 +9,7 @@ from dcls_jax.cam import from_functions, grad_cam, input_x_gradient, integrated_
 from dcls_jax.cam.pixels import pixel_gradient
 from dcls_jax.eval import faithfulness
 from tests.cam.toys import ConvNet, PooledLinear
-from tests.conftest import normal
+from tests.conftest import normal, slow
 
 KEY = jax.random.key(0)
 
@@ -91,8 +91,7 @@ def test_a_linear_models_gradient_foretells_everything():
     np.testing.assert_allclose(result, np.zeros(3), atol=1e-10)
 
 
-@pytest.mark.parametrize("normalise", [False, True])
-@pytest.mark.parametrize("chunk", [1, 32])
+@pytest.mark.parametrize(("chunk", "normalise"), [(1, False), (32, True), slow(1, True), slow(32, False)])
 def test_infidelity_is_the_mean_over_samples(normalise, chunk):
     model, images, labels = ConvNet(), normal(2, 6, 6, 3), jnp.array([1, 3])
     phi = pixel_gradient(model, images, labels)
@@ -123,6 +122,7 @@ def test_normalised_infidelity_does_not_depend_on_the_norm():
     assert np.isfinite(none).all()
 
 
+@pytest.mark.slow
 def test_with_a_key_for_each_image_each_is_perturbed_alone():
     model, images, labels = ConvNet(), normal(3, 6, 6, 3), jnp.array([1, 3, 0])
     phi, keys = pixel_gradient(model, images, labels), jax.random.split(KEY, 3)
@@ -148,8 +148,10 @@ def test_a_map_that_is_the_image_changes_as_much_as_the_image():
     np.testing.assert_allclose(result[1], result[0] * np.sqrt(48), rtol=1e-6)  # of a zero norm, the change itself
 
 
-@pytest.mark.parametrize("explain", [grad_cam, input_x_gradient])
-@pytest.mark.parametrize("chunk", [1, 7])
+@pytest.mark.parametrize(
+    ("chunk", "explain"),
+    [(7, grad_cam), *(slow(n, f) for n, f in [(1, grad_cam), (1, input_x_gradient), (7, input_x_gradient)])],
+)
 def test_max_sensitivity_is_the_largest_over_samples(explain, chunk):
     model, images, labels = ConvNet(), normal(2, 6, 6, 3), jnp.array([1, 3])
     phi = explain(model, images, labels)

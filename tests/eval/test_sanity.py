@@ -21,8 +21,8 @@ from dcls_jax.eval.randomisation import layers_of
 from dcls_jax.eval.report import print_results
 from dcls_jax.eval.status import Status
 from dcls_jax.models import Backbone, create_model
-from tests.conftest import random_model
-from tests.models.small import MODELS, small
+from tests.conftest import random_model, slow
+from tests.models.small import ONE, small
 
 KEY = jax.random.key(3)
 
@@ -86,7 +86,7 @@ def test_random_layers_are_as_the_models_constructor_makes_them(model: Backbone)
     assert not changed(last, same)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ONE)
 def test_every_family_becomes_random_as_a_whole_and_stays_finite(name: str) -> None:
     trained: Backbone = random_model(lambda: small(name))  # type: ignore[assignment]
     *_, (_, last) = sanity.randomise(trained, key=KEY)
@@ -175,8 +175,15 @@ def alike(copy: tiny.Tiny, image: np.ndarray, label: int, preset: str) -> dict[s
     return {name: float(value) for name, value in found.items()}
 
 
-@pytest.mark.parametrize("order", ["cascading", "independent"])
-@pytest.mark.parametrize("preset", ["standard", "adebayo"])
+@pytest.mark.parametrize(
+    ("order", "preset"),
+    [
+        ("cascading", "standard"),
+        slow("independent", "adebayo"),
+        slow("cascading", "adebayo"),
+        slow("independent", "standard"),
+    ],
+)
 def test_a_run_gives_what_a_loop_over_pictures_gives(order: str, preset: str) -> None:
     results = run(order=order, preset=preset)
     told = {"method": "hires_cam", "order": order, "preset": preset}
@@ -204,7 +211,7 @@ def test_entropy_is_compared_when_all_is_random() -> None:
     assert all({*result.values} == {*MEASURES} for result in run(order="independent"))
 
 
-@pytest.mark.parametrize("method", ["random_cam", "guided_backprop"])
+@pytest.mark.parametrize("method", ["random_cam", slow("guided_backprop")])
 def test_methods_with_random_numbers_and_with_a_map_for_each_colour(method: str) -> None:
     *_, mean = run(method=method)
     assert mean.counted + sum(mean.left_out.values()) == len(SAMPLES)
@@ -223,6 +230,7 @@ def test_what_does_not_fit_is_named() -> None:
         sanity.label_randomisation(*demo.sample_models().values(), SAMPLES)
 
 
+@pytest.mark.slow
 def test_a_model_that_learned_shuffled_labels_looks_elsewhere(capsys: pytest.CaptureFixture[str]) -> None:
     trained = json.loads((demo.SAMPLE / "convnext_shuffled.json").read_text())
     assert trained["history"][-1]["accuracy"] > 0.99  # of the labels that it was shown

@@ -43,6 +43,7 @@ def folders(out: Path) -> set[str]:
     return {path.name.rsplit("-", 2)[0] for path in out.iterdir()}
 
 
+@pytest.mark.slow
 def test_all_cells_are_run_once(tmp_path: Path, tiny_models: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     plan = Plan(parse(SUITE, "two.yaml", tmp_path), tmp_path / "out")
     results = plan.run(progress=False)
@@ -66,6 +67,7 @@ def test_all_cells_are_run_once(tmp_path: Path, tiny_models: list[str], monkeypa
     assert [stored.folder for stored in again] == [stored.folder for stored in results]
 
 
+@pytest.mark.slow
 def test_what_is_added_is_run_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     few = SUITE.replace(", threshold_grad_cam", "")
     before = Plan(parse(few, "few.yaml", tmp_path), tmp_path).run(progress=False)
@@ -87,6 +89,7 @@ def test_a_pass_that_was_stopped_goes_on_with_all_of_its_programs(tmp_path: Path
     assert {path: path.read_bytes() for path in sorted(tmp_path.glob("*/part-*.npz"))} == files
 
 
+@pytest.mark.slow
 def test_side_by_side_models_give_what_each_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on an accelerator, where one pass is of all models."""
     suite = parse(SUITE, "two.yaml", tmp_path)

@@ -14,6 +14,7 @@ MODELS = {
     "fastvit_sa24": {},
 }
 # For what all families have from `Backbone`: between them every kind of layer.
+ONE = [slow(name) if name != "caformer_s18" else name for name in MODELS]  # for what takes long
 SOME = [slow("resnet50"), slow("convnext_tiny"), "caformer_s18", "fastvit_sa24"]
 
 

@@ -8,7 +8,6 @@ from flax import nnx
 from dcls_jax import DclsConfig
 from dcls_jax.models import create_model, list_models
 from tests.conftest import normal, random_model, slow
-from tests.models.small import FAMILIES
 
 
 def test_unknown_names_and_settings_are_refused():
@@ -36,7 +35,9 @@ def forward_and_gradients(model, x):
 
 
 @pytest.mark.parametrize("dcls", [slow(False), True])
-@pytest.mark.parametrize("name", [name if name in FAMILIES else slow(name) for name in list_models()])
+@pytest.mark.parametrize(
+    "name", [name if name in ("convnext_tiny", "caformer_s18") else slow(name) for name in list_models()]
+)
 def test_stochastic_depth_trains_and_evaluation_is_deterministic(name, dcls):
     config = {"depths": (1, 1), "dims": (8, 32), "num_classes": 4}  # heads of 32 in the stage that attends
     config |= {"dcls": DclsConfig(3, 5, "v1")} if dcls else {}

@@ -20,7 +20,7 @@ from dcls_jax import Dcls2d
 from dcls_jax.models import CheckpointError, load_weights, save_weights, state_dict
 from dcls_jax.models.convert import check_paths
 from dcls_jax.models.locks import hold
-from tests.conftest import random_model
+from tests.conftest import random_model, slow
 
 
 def layer(seed=0):
@@ -131,6 +131,7 @@ except OSError as error:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="no limits there")
 def test_what_cannot_be_written_is_said_in_one_line(tmp_path):
     folder = tmp_path / "weights"
@@ -208,7 +209,7 @@ while True:
 """
 
 
-@pytest.mark.parametrize("kind", ["SIGKILL", "SIGINT"])
+@pytest.mark.parametrize("kind", ["SIGKILL", slow("SIGINT")])
 def test_a_killed_process_leaves_a_whole_checkpoint(tmp_path, kind):
     save_weights(layer(1), tmp_path / "weights")
     process = subprocess.Popen([sys.executable, "-c", KILLED, tmp_path / "weights"], stdout=-1, stderr=-3)
@@ -268,6 +269,7 @@ def test_positions_are_swapped_wherever_they_are_from(tmp_path):
         np.testing.assert_array_equal(swapped.positions.P[...], model.positions.P[...][::-1])
 
 
+@pytest.mark.slow
 def test_damaged_orbax_checkpoints_are_named(tmp_path):
     save_weights(layer(), tmp_path / "weights")
     for part in ("_METADATA", "manifest.ocdbt"):
@@ -381,6 +383,7 @@ for _ in range(8):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="no locks there")
 def test_of_two_programs_at_one_checkpoint_one_says_so(tmp_path):
     folder = tmp_path / "weights"

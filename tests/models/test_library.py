@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 from dcls_jax import Dcls1d, Dcls2d, freeze
 from dcls_jax.models import CheckpointError, create, load_weights, reparameterise, save_weights, state_dict
 from tests.conftest import normal, random_model, slow
-from tests.models.small import MODELS, SOME, small
+from tests.models.small import ONE, SOME, small
 
 forward = jax.jit(lambda model, x: model(x))
 features = jax.jit(lambda model, x: model.features(x))
@@ -31,6 +31,7 @@ def images():
     return normal(2, 32, 32, 3)
 
 
+@pytest.mark.parametrize("name", ONE)
 def test_dtypes_are_flaxs(name, images, assert_close):
     plain, half = random_model(lambda: small(name)), random_model(lambda: small(name, dtype=jnp.bfloat16))
     expected = forward(plain, images)
@@ -67,24 +68,29 @@ def test_a_training_step_compiles_once(name, images):
     assert {leaf.dtype for leaf in jax.tree.leaves(wide)} == {jnp.dtype(jnp.float32)}
 
 
-def test_views_pickles_and_tables(images):
+def test_views():
     model = random_model(lambda: small("resnet50", drop_path_rate=0.5))
     for setting in ({"use_running_average": False}, {"deterministic": False}):
         norm = nnx.view(model, **setting).stages[0].blocks[0].bn1
         assert not norm.use_running_average
     assert nnx.view(model, deterministic=False, use_running_average=True).stem.norm.use_running_average
     assert model.stem.norm.use_running_average
-    for name in MODELS:
-        model = small(name)
-        np.testing.assert_array_equal(forward(pickle.loads(pickle.dumps(model)), images), forward(model, images))
 
 
+@pytest.mark.parametrize("name", ONE)
+def test_pickles(name, images):
+    model = small(name)
+    np.testing.assert_array_equal(forward(pickle.loads(pickle.dumps(model)), images), forward(model, images))
+
+
+@pytest.mark.parametrize("name", ONE)
 def test_flax_tabulates(name, images):
     table = nnx.tabulate(small(name), images, console_kwargs={"width": 200})
     assert "stages/1/blocks/0" in table
     assert "Dcls2d" in table
 
 
+@pytest.mark.parametrize("name", ONE)
 def test_heads(name, images, tmp_path):
     model = random_model(lambda: small(name))
     headless, other = (random_model(partial(small, name, num_classes=n)) for n in (0, 7))
@@ -109,6 +115,7 @@ def test_other_channels(name):
     assert jax.eval_shape(forward, model, normal(1, 32, 32, 5)).shape == (1, 4)
 
 
+@pytest.mark.parametrize("name", ONE)
 def test_weights_go_where_the_models_own_are(name):
     mesh = jax.make_mesh((8,), ("a",))
     model = jax.device_put(small(name), NamedSharding(mesh, P()))
@@ -116,6 +123,7 @@ def test_weights_go_where_the_models_own_are(name):
     assert {leaf.sharding for leaf in jax.tree.leaves(nnx.state(loaded))} == {NamedSharding(mesh, P())}
 
 
+@pytest.mark.slow
 def test_copies_own_their_arrays(images):
     model = small("fastvit_sa24", drop_path_rate=0.5)
     copies = [freeze(model), reparameterise(model), load_weights(model, state_dict(model))]
@@ -151,6 +159,7 @@ def published(tmp_path_factory):
 
 
 @pytest.mark.parametrize("channels", [1, slow(4), 7])
+@pytest.mark.parametrize("name", ONE)
 def test_published_weights_see_other_channels_as_timms_do(name, channels, published, monkeypatch):
     model, folder = published(name)
     monkeypatch.setattr(create, "fetch", lambda _: folder)

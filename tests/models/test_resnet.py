@@ -9,6 +9,7 @@ from flax import nnx
 from dcls_jax import DclsConfig
 from dcls_jax.models.norms import BatchNorm
 from dcls_jax.models.resnet import VARIANTS, ResNet, ResNetConfig
+from tests.conftest import slow
 
 SMALL = ResNetConfig((2,), (64,), num_classes=10, dcls=DclsConfig(5, 7, "v0"), drop_path_rate=0.5)
 
@@ -99,7 +100,7 @@ def training_step(model, x):
     return logits, statistics, gradients
 
 
-@pytest.mark.parametrize("tree_mode", [False, True])
+@pytest.mark.parametrize("tree_mode", [slow(False), True])
 def test_training_step(model, tree_mode):
     with nnx.set_graph_mode(not tree_mode), nnx.set_graph_updates(not tree_mode):
         model = nnx.clone(model)
