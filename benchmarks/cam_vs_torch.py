@@ -11,7 +11,6 @@ take turns. Memory is the peak of a process of its own that makes the model and 
 import argparse
 import math
 import multiprocessing
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,15 +20,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from timing import machine, minima
+from torch_rivals import careful_grad_cam, study_grad_cam, waited_for
 
 from dcls_jax import compiler_options, freeze
 from dcls_jax.eval.study import study_maps
 from dcls_jax.models import create_model, list_models
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 COLUMNS = ("model", "(a) study", "(b) careful", "ours", "(a)/ours", "(b)/ours", "first call", "peak memory a, b, ours")
-CLASSES = 1000
 
 
 def images_of(batch: int) -> np.ndarray:
@@ -48,36 +45,11 @@ def ours(name: str, dcls: bool, batch: int) -> Callable[[], object]:
 
 
 def study(name: str, dcls: bool, batch: int) -> Callable[[], object]:
-    import torch
-
-    from tests.torch_models import study_maps, torch_model
-
-    model, x = torch_model(name, dcls), torch.tensor(images_of(batch).transpose(0, 3, 1, 2).copy())
-    one_hot = torch.nn.functional.one_hot(torch.arange(batch), CLASSES).float()
-    return lambda: study_maps(model, x, one_hot) and None
+    return waited_for(study_grad_cam(name, dcls, images_of(batch)))
 
 
 def careful(name: str, dcls: bool, batch: int, *, compiled: bool = False) -> Callable[[], object]:
-    """No graph but the head's."""
-    import torch
-
-    from tests.torch_models import constructed, torch_model
-
-    model = constructed(torch_model(name, dcls)).to(memory_format=torch.channels_last)
-    features = torch.compile(model.forward_features) if compiled else model.forward_features
-    x = torch.tensor(images_of(batch).transpose(0, 3, 1, 2).copy()).contiguous(memory_format=torch.channels_last)
-    one_hot = torch.nn.functional.one_hot(torch.arange(batch), CLASSES).float()
-
-    def explain() -> None:
-        with torch.no_grad():
-            activations = features(x)
-        activations = activations.detach().requires_grad_()
-        score = (model.forward_head(activations) * one_hot).sum()
-        (gradients,) = torch.autograd.grad(score, activations)
-        with torch.no_grad():
-            torch.relu((gradients.mean((2, 3), keepdim=True) * activations).mean(1))
-
-    return explain
+    return waited_for(careful_grad_cam(name, dcls, images_of(batch), compiled=compiled))
 
 
 CANDIDATES: dict[str, Callable[[str, bool, int], Callable[[], object]]] = {"a": study, "b": careful, "ours": ours}

@@ -3,12 +3,12 @@
     python benchmarks/depthwise.py [--batch 8] [--kernel 17] [--gradient] [--dtype float32]
     python benchmarks/depthwise.py --table
 
-Ratios are `conv_general_dilated` / the lowering: how many times faster it is. torch is timed if it is installed.
+Ratios are `conv_general_dilated` / the lowering: how many times faster it is. torch is timed if it is installed, in its
+faster layout, channels-last.
 --table instead measures what "auto" should take on this platform, and writes it into dcls_jax/fastest.json.
 """
 
 import argparse
-import importlib.util
 import json
 import math
 from collections.abc import Callable
@@ -16,8 +16,9 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import torch_rivals
 from rich.progress import track
-from timing import machine, minima
+from timing import lowering_platform, machine, minima
 
 import dcls_jax.depthwise
 from dcls_jax import compiler_options, depthwise_conv
@@ -39,25 +40,6 @@ def ours(method: str, x: jax.Array, kernel: jax.Array, gradient: bool) -> Callab
     return lambda: compiled(x, kernel)
 
 
-def torchs(x: jax.Array, kernel: jax.Array, gradient: bool) -> Callable[[], object]:
-    """torch in its faster layout, channels_last."""
-    import numpy as np
-    import torch
-
-    dtype = getattr(torch, x.dtype.name)
-    image, weight = (torch.tensor(np.asarray(a, np.float32), dtype=dtype) for a in (x, kernel))
-    image = image.permute(0, 3, 1, 2)  # which is channels_last
-    weight = weight.permute(2, 0, 1)[:, None].contiguous()
-    image.requires_grad_(gradient)
-    weight.requires_grad_(gradient)
-
-    def call() -> object:
-        y = torch.nn.functional.conv2d(image, weight, padding=kernel.shape[0] // 2, groups=kernel.shape[2])
-        return torch.autograd.grad(y, (image, weight), y.detach()) if gradient else y
-
-    return lambda: (call(), None)[1]
-
-
 def table() -> list[dict[str, object]]:
     """Lowerings in the order of their times, forward, within a block, for images and kernels of many sizes."""
     cases = [
@@ -71,7 +53,7 @@ def table() -> list[dict[str, object]]:
     for dtype, stride, size, kernel in track(cases, description=""):
         x = jnp.ones((8, size, size, 64), dtype)
         k = jnp.ones((kernel, kernel, 64), dtype)
-        platform = jax.default_backend()
+        platform = lowering_platform()
         methods = [name for name, it in LOWERINGS.items() if it.local and it.supports(platform, x, (stride, stride))]
         if kernel > 7 and platform == "cpu":
             methods.remove("direct")  # last by far, and takes seconds
@@ -103,7 +85,7 @@ def table() -> list[dict[str, object]]:
 def write_table() -> None:
     """Replace this platform's part of the table."""
     path = Path(dcls_jax.depthwise.__file__).with_name("fastest.json")
-    whole = json.loads(path.read_text()) | {jax.default_backend(): table()}
+    whole = json.loads(path.read_text()) | {lowering_platform(): table()}
     platforms = (f'"{name}": [\n' + ",\n".join(json.dumps(row) for row in rows) + "\n]" for name, rows in whole.items())
     path.write_text("{\n" + ",\n".join(platforms) + "\n}\n")
 
@@ -121,8 +103,8 @@ def main() -> None:
         write_table()
         return
     x = jax.ShapeDtypeStruct((1, 1, 1, 1), options.dtype)
-    methods = [it for it in METHODS if it == "auto" or LOWERINGS[it].supports(jax.default_backend(), x, (1, 1))]
-    columns = [*methods, *(["torch"] if importlib.util.find_spec("torch") else [])]
+    methods = [it for it in METHODS if it == "auto" or LOWERINGS[it].supports(lowering_platform(), x, (1, 1))]
+    columns = [*methods, *(["torch"] if torch_rivals.there_is_torch() else [])]
     what = "gradient step" if options.gradient else "forward"
     print(f"{what}, batch {options.batch}, {options.kernel}x{options.kernel}, {options.dtype}; {machine()}\n")
     print(f"| input | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}")
@@ -133,7 +115,7 @@ def main() -> None:
         kernel = jax.random.normal(keys[1], (options.kernel, options.kernel, channels), options.dtype)
         candidates = {method: ours(method, x, kernel, options.gradient) for method in methods}
         if "torch" in columns:
-            candidates["torch"] = torchs(x, kernel, options.gradient)
+            candidates["torch"] = torch_rivals.waited_for(torch_rivals.depthwise([x], [kernel], 1, options.gradient))
         times = minima(candidates, rounds=options.rounds)
         for column in columns:
             gains[column].append(times["direct"] / times[column])

@@ -70,10 +70,10 @@ def packages(pairs: list[Pair]) -> Callable[[], object]:
     return call
 
 
-def step(model: Backbone, batch: int) -> Callable[[], object]:
+def step(model: Backbone, batch: int, side: int = 224) -> Callable[[], object]:
     graph, params, rest = nnx.split(model, nnx.Param, ...)
     optimise = optimiser(1e-4, 0.05)
-    images = jax.random.normal(jax.random.key(0), (batch, 224, 224, 3))
+    images = jax.random.normal(jax.random.key(0), (batch, side, side, 3))
     labels = jnp.arange(batch)
 
     def train(params: nnx.State, moments: optax.OptState) -> tuple[nnx.State, optax.OptState]:

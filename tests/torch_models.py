@@ -3,13 +3,27 @@
 Needs the parity extra; see `make parity` for a set of versions that fit together.
 """
 
+import importlib.util
 import logging
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 CALIBRATED = 64  # image side for which batch statistics are those of real activations
+
+
+def _torchvision_fits() -> bool:
+    """Whether its compiled operators are for this torch."""
+    found = importlib.util.find_spec("torchvision")
+    operators = [*Path(found.origin).parent.glob("_C*")] if found and found.origin else []
+    try:
+        for path in operators:
+            torch.ops.load_library(path)
+    except OSError:
+        return False
+    return bool(operators)
 
 
 def _without_torchvision_ops() -> None:
@@ -28,7 +42,8 @@ def _without_torchvision_ops() -> None:
     _without_torchvision_ops.library = library  # the definitions go with it
 
 
-_without_torchvision_ops()
+if not _torchvision_fits():
+    _without_torchvision_ops()
 import timm  # noqa: E402
 
 logging.disable(logging.WARNING)  # dcls warns once per layer that its CUDA kernel is not there

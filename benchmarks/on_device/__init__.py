@@ -1,0 +1,1 @@
+"""What `benchmarks/accelerator.py` measures, a section a file, each with `run(log, small)`."""
