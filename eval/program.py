@@ -171,7 +171,7 @@ class Program:
 def compile_all(programs: Sequence[Program]) -> None:
     """Compile programs side by side: much of the compiler's work is done in one thread each."""
     with ThreadPoolExecutor(os.cpu_count()) as threads:
-        list(threads.map(Program.compile, programs))
+        list(threads.map(lambda program: program.compile(), programs))
 
 
 def _columns(blank: Results, scores: Sequence[Results]) -> Arrays:
