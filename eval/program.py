@@ -84,17 +84,15 @@ class Program:
         self._tasks, self.batch_size = tasks, batch_size
 
         mesh = Mesh(np.asarray(devices), ("batch",))
-        everywhere, shared = PartitionSpec(), PartitionSpec("batch")
         self._weights = _fingerprint(state)
-        self._state = jax.device_put(state, NamedSharding(mesh, everywhere))
-        self._sharding = NamedSharding(mesh, shared)
+        self._state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
+        self._sharding = NamedSharding(mesh, PartitionSpec("batch"))
 
         def step(state: Any, batch: Any) -> list[Any]:
             return [task.step(state, batch) for task in tasks]
 
-        # each device runs the one-device program on its share: nothing to communicate, nothing for XLA to decide
-        sharded = jax.shard_map(step, mesh=mesh, in_specs=(everywhere, shared), out_specs=shared, check_vma=False)
-        self._lowered = jax.jit(sharded).lower(self._state, jax.tree.map(self._shape_of, self._blank))
+        shapes = jax.tree.map(self._shape_of, self._blank)
+        self._lowered = jax.jit(each_on_its_share(step, mesh)).lower(self._state, shapes)
         self._no_scores: list[Results] = [
             jax.tree.map(
                 np.asarray, jax.tree.map(self._row_of_zeros, info) if task.on_host is None else task.on_host.blank
@@ -166,6 +164,15 @@ class Program:
             name: Scores({value: columns[f"{name}.{value}"] for value in values}, columns[f"{name}.status"])
             for name, (values, _) in self._no_scores[task].items()
         }
+
+
+def each_on_its_share(step: Step, mesh: Mesh) -> Step:
+    """A step in which each device of a mesh with the axis "batch" runs the one-device program on its part of the batch.
+
+    There is nothing to communicate, and nothing for XLA to decide.
+    """
+    everywhere, shared = PartitionSpec(), PartitionSpec("batch")
+    return jax.shard_map(step, mesh=mesh, in_specs=(everywhere, shared), out_specs=shared, check_vma=False)
 
 
 def compile_all(programs: Sequence[Program]) -> None:
