@@ -11,7 +11,7 @@ from flax import nnx
 
 from dcls_jax.eval.data.records import RecordError
 from dcls_jax.eval.data.source import Source, class_of
-from dcls_jax.eval.metric import Metric, Result, Settings, Summarise
+from dcls_jax.eval.metric import Metric, Result, Settings, Summarise, dtype_of
 from dcls_jax.eval.program import Program, Results, Row, Task
 from dcls_jax.eval.results import ResultsFolder
 from dcls_jax.eval.runner import Outcome, Read, run_together
@@ -142,6 +142,7 @@ def _arguments(metric: Metric[Any, Any], model: Backbone, settings: Settings) ->
     return {
         "evaluation": metric.name,
         "name": settings.name_of(model),
+        "dtype": dtype_of(model, settings.transform_of(model)),
         **metric.labels,
         f"{metric.variant}s": list(metric.variants),
         "transform": dataclasses.asdict(settings.transform_of(model)),

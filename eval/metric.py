@@ -137,6 +137,18 @@ def classes_of(model: Backbone, transform: Transform) -> int:
     return int(jax.eval_shape(lambda model, x: model.head(model.features(x)), model, images).shape[-1])
 
 
+def dtype_of(model: Backbone, transform: Transform) -> str:
+    """That of a model's features, in which it computes."""
+    images = jax.ShapeDtypeStruct((1, transform.crop, transform.crop, 3), np.float32)
+    return str(jax.eval_shape(lambda model, x: model.features(x), model, images).dtype)
+
+
+def name_in(name: str, dtype: str) -> str:
+    """What results call a model that computes in another dtype than float32: reports compare NAME with NAME_dcls."""
+    stem = name.removesuffix("_dcls")
+    return name if dtype == "float32" else f"{stem}_{dtype}{name.removeprefix(stem)}"
+
+
 def chosen(presets: Sequence[str] | Mapping[str, P], known: Mapping[str, P]) -> Mapping[str, P]:
     """Presets by name: those given, or known ones by their names. Raises ValueError for unknown ones, and for none."""
     if not presets:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from dcls_jax.eval.cli import at_work, printable
-from dcls_jax.eval.commands.options import Pictures, Subject, command, labelled
+from dcls_jax.eval.commands.options import Dtype, Pictures, Subject, command, labelled
 
 if TYPE_CHECKING:
     from dcls_jax.eval.metric import Result, Settings
@@ -20,13 +20,14 @@ evaluations = typer.Typer(no_args_is_help=True, help="Evaluate the maps of a mod
 @command
 def demo(
     out: Annotated[Path, typer.Option(help="The folder for results and pictures.")] = Path("results/demo"),
+    dtype: Dtype = "float32",
 ) -> None:
     """Evaluate two small models on a small sample, both in the package: the whole pipeline, offline, in a minute."""
     from dcls_jax.eval import demo
     from dcls_jax.eval.report import print_results
 
     at_work()
-    print_results(demo.run(out))
+    print_results(demo.run(out, dtype=dtype))
     print(printable(f"maps: {out / 'maps.png'}\nresults: {out}\nreport: {out / 'report.html'}"))
 
 

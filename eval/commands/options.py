@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -28,6 +28,10 @@ Weights = Annotated[
         help=f"A checkpoint: {CHECKPOINT}; or 'published' to download it.",
     ),
 ]
+Dtype = Annotated[
+    Literal["float32", "bfloat16"],
+    typer.Option(help="What the model computes in; maps, scores and ranks are float32 all the same."),
+]
 NumClasses = Annotated[int, typer.Option(help="How many classes the checkpoint has.")]
 BatchSize = Annotated[int, typer.Option(help="Images at a time, over all devices.")]
 Out = Annotated[Path, typer.Option(help="The folder for results folders; the same command resumes there.")]
@@ -46,6 +50,7 @@ class Subject:
     weights: Weights = "published"
     dcls: Dcls = False
     num_classes: NumClasses = 1000
+    dtype: Dtype = "float32"
     batch_size: BatchSize = 32
     out: Out = Path("results")
     skip_bad: SkipBad = False
@@ -53,7 +58,9 @@ class Subject:
     @property
     def name(self) -> str:
         """What results call the model."""
-        return f"{self.model}_dcls" if self.dcls else self.model
+        from dcls_jax.eval.metric import name_in
+
+        return name_in(f"{self.model}_dcls" if self.dcls else self.model, self.dtype)
 
     def settings(self, folder: Path) -> "Settings":
         """Those of a run with its results in that folder."""
@@ -65,7 +72,9 @@ class Subject:
         """The model with its weights."""
         from dcls_jax.models import create_model
 
-        return create_model(self.model, dcls=self.dcls, num_classes=self.num_classes, weights=self.weights)
+        return create_model(
+            self.model, dcls=self.dcls, num_classes=self.num_classes, weights=self.weights, dtype=self.dtype
+        )
 
     def accuracy(self) -> "Sequence[Accuracy]":
         """What is said of the weights, where they are a published file."""

@@ -1,12 +1,12 @@
 """The commands that run many evaluations: suites, and the study."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from dcls_jax.eval.cli import at_work, printable
-from dcls_jax.eval.commands.options import Out, command
+from dcls_jax.eval.commands.options import Dtype, Out, command
 
 if TYPE_CHECKING:
     from dcls_jax.eval.suite import Suite
@@ -20,11 +20,14 @@ def suite(
     ],
     out: Out = Path("results"),
     plan: Annotated[bool, typer.Option("--plan", help="Say what is done and what is left, and run nothing.")] = False,
+    dtype: Annotated[
+        Literal["float32", "bfloat16"] | None, typer.Option(help="What the models compute in, instead of the file's.")
+    ] = None,
 ) -> None:
     """Run many evaluations, models x methods x metrics: what is done is skipped, and each picture is read once."""
     from dcls_jax.eval.suite import load
 
-    chosen = load(suite)
+    chosen = load(suite, dtype)
     at_work()
     _run(chosen, out, plan=plan)
 
@@ -38,6 +41,7 @@ def study(
         bool, typer.Option("--sample", help="The same on the package's two small models and drawn pictures, offline.")
     ] = False,
     out: Out = Path("results/study"),
+    dtype: Dtype = "float32",
 ) -> None:
     """The study (arXiv 2408.03164): sixteen models, two methods, both protocols, from what is published."""
     from dcls_jax.eval.suite import study
@@ -45,11 +49,11 @@ def study(
     at_work()
     if plan:
         _print_needs()
-        _print_times()
+        _print_times(dtype)
         return
     if not sample:
         study.fetch_clickme()
-    _run(study.suite(sample=sample), out)
+    _run(study.suite(sample=sample, dtype=dtype), out)
 
 
 def _run(suite: "Suite", out: Path, *, plan: bool = False) -> None:
@@ -89,7 +93,7 @@ def _print_needs() -> None:
     print(printable(f"`dcls-jax study` fetches them to {cache_folder()}, or put them there"))
 
 
-def _print_times() -> None:
+def _print_times(dtype: str) -> None:
     """How long the study takes here, model by model as it is measured."""
     from dcls_jax.eval.data.clickme import FILE_RECORDS, STUDY_FILES
     from dcls_jax.eval.suite import study
@@ -100,7 +104,7 @@ def _print_times() -> None:
         flush=True,
     )
     seconds = 0.0
-    for model, rate in study.rates(study.models()):
+    for model, rate in study.rates(study.models(dtype)):
         seconds += pictures / rate
         print(f"  {model.called:20} {rate:8.1f} images/s {pictures / rate / 60:8.1f} min", flush=True)
     print(f"together {seconds / 3600:.1f} h on this machine, and the time to compile")

@@ -141,7 +141,7 @@ class Plan:
             name=cell.model.called,
             progress=progress,
         )
-        about = About(model, settings.transform_of(model), source, cell.evaluation, cell.method)
+        about = About(model, settings.transform_of(model), source, cell.evaluation, cell.method, cell.model.dtype)
         return Job(METRICS[cell.evaluation.metric].make(about), model, settings)
 
     def results(self, cells: Sequence[Cell] | None = None) -> list[Stored]:
@@ -154,8 +154,10 @@ class Plan:
 def build(model: Model) -> Backbone:
     """The model of a suite, with its weights."""
     if model.sample:
-        return demo.sample_models()[model.name]
-    return create_model(model.name, dcls=model.dcls, num_classes=model.num_classes, weights=model.weights)
+        return demo.sample_model(model.name, dtype=model.dtype)
+    return create_model(
+        model.name, dcls=model.dcls, num_classes=model.num_classes, weights=model.weights, dtype=model.dtype
+    )
 
 
 def published(model: Model) -> Published | None:
