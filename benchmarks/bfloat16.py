@@ -23,6 +23,7 @@ from dcls_jax.eval.study import STUDY, raw_study_maps
 from dcls_jax.models import Backbone
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from tests import golden
 
 
 class Moved(NamedTuple):
@@ -63,8 +64,6 @@ def moved(name: str, exact: Backbone, images: np.ndarray) -> Moved:
 
 def rows() -> Iterable[Moved]:
     """Of all models: the sample's on its pictures, the golden cases' on theirs."""
-    from tests import golden
-
     pictures = np.stack([picture for picture, _ in demo.sample_pictures()])
     for name, model in demo.sample_models().items():
         seen = (pictures / 255 - np.array(model.transform.mean)) / np.array(model.transform.std)
