@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from dcls_jax.eval.cli import at_work, printable
-from dcls_jax.eval.commands.options import Dtype, Pictures, Subject, command, labelled
+from dcls_jax.eval.commands.options import Dtype, Pictures, Subject, command, is_first, labelled, start
 
 if TYPE_CHECKING:
     from dcls_jax.eval.metric import Result, Settings
@@ -44,13 +44,15 @@ def evaluation(name: str) -> Callable[[Callable[..., Sequence["Result"]]], None]
         def evaluate(**options: Any) -> None:
             from dcls_jax.eval.report import print_results
 
-            at_work()
+            start(options["distributed"])
             subject = Subject(**{option.name: options[option.name] for option in shared})
             chosen = {option.name: options[option.name] for option in own}
             tags = [value for value in chosen.values() if value and isinstance(value, str)]
             folder = subject.out / "-".join((name, subject.name, *tags))
-            print_results(function(subject, subject.settings(folder), **chosen))
-            print(printable(f"results: {folder}"))
+            results = function(subject, subject.settings(folder), **chosen)
+            if is_first():
+                print_results(results)
+                print(printable(f"results: {folder}"))
 
         taken = [option.replace(kind=option.KEYWORD_ONLY) for option in (*own, *shared)]
         vars(evaluate).update(__signature__=inspect.Signature(taken))

@@ -39,6 +39,12 @@ Pictures = Annotated[
     Path | None,
     typer.Argument(help="A folder with one of pictures for each class; else ImageNet's validation split of TFDS."),
 ]
+Distributed = Annotated[
+    bool,
+    typer.Option(
+        "--distributed", help="This process is one of a job of several, as docs/hosts.md says; all share the folder."
+    ),
+]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Count damaged records and go on.")]
 
 
@@ -54,6 +60,7 @@ class Subject:
     batch_size: BatchSize = 32
     out: Out = Path("results")
     skip_bad: SkipBad = False
+    distributed: Distributed = False
 
     @property
     def name(self) -> str:
@@ -82,6 +89,22 @@ class Subject:
 
         published = published_file(self.model, dcls=self.dcls, weights=self.weights)
         return published.accuracy if published else ()
+
+
+def start(distributed: bool) -> None:
+    """Begin a command's work, on many hosts before anything touches a device."""
+    at_work()
+    if distributed:
+        from dcls_jax.eval.hosts import join
+
+        join()
+
+
+def is_first() -> bool:
+    """Whether this process says what came of the work: the only one, or the first of a job."""
+    import jax
+
+    return jax.process_index() == 0
 
 
 def labelled(pictures: Pictures) -> "Samples[tuple[Any, ...]]":

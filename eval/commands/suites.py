@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from dcls_jax.eval.cli import at_work, printable
-from dcls_jax.eval.commands.options import Dtype, Out, command
+from dcls_jax.eval.cli import printable
+from dcls_jax.eval.commands.options import Distributed, Dtype, Out, command, is_first, start
 
 if TYPE_CHECKING:
     from dcls_jax.eval.suite import Suite
@@ -23,12 +23,13 @@ def suite(
     dtype: Annotated[
         Literal["float32", "bfloat16"] | None, typer.Option(help="What the models compute in, instead of the file's.")
     ] = None,
+    distributed: Distributed = False,
 ) -> None:
     """Run many evaluations, models x methods x metrics: what is done is skipped, and each picture is read once."""
     from dcls_jax.eval.suite import load
 
     chosen = load(suite, dtype)
-    at_work()
+    start(distributed)
     _run(chosen, out, plan=plan)
 
 
@@ -42,11 +43,12 @@ def study(
     ] = False,
     out: Out = Path("results/study"),
     dtype: Dtype = "float32",
+    distributed: Distributed = False,
 ) -> None:
     """The study (arXiv 2408.03164): sixteen models, two methods, both protocols, from what is published."""
     from dcls_jax.eval.suite import study
 
-    at_work()
+    start(distributed)
     if plan:
         _print_needs()
         _print_times(dtype)
@@ -62,13 +64,16 @@ def _run(suite: "Suite", out: Path, *, plan: bool = False) -> None:
 
     planned = Plan(suite, out, download=not plan)
     done = {cell for cell in planned.cells if planned.folder(cell)}
-    print(printable(f"{suite.title}: {len(done)} of {len(planned.cells)} evaluations are done"), flush=True)
+    if is_first():
+        print(printable(f"{suite.title}: {len(done)} of {len(planned.cells)} evaluations are done"), flush=True)
     if plan:
         for cell in planned.cells:
             words = cell.evaluation.metric, cell.model.called, cell.method, ", ".join(cell.evaluation.presets)
             print(printable(f"  {'done' if cell in done else 'left'}: " + " | ".join(word for word in words if word)))
         return
     results, page = finish.run(planned)
+    if not is_first():
+        return
     print_results([result for found in results for result in found.results])
     print(printable(f"results: {out}\nreport: {page}"))
 
