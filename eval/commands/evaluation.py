@@ -10,6 +10,7 @@ import typer
 
 from dcls_jax.eval.cli import at_work, printable
 from dcls_jax.eval.commands.options import Dtype, Pictures, Subject, command, is_first, labelled, start
+from dcls_jax.files import as_path
 
 if TYPE_CHECKING:
     from dcls_jax.eval.metric import Result, Settings
@@ -19,7 +20,9 @@ evaluations = typer.Typer(no_args_is_help=True, help="Evaluate the maps of a mod
 
 @command
 def demo(
-    out: Annotated[Path, typer.Option(help="The folder for results and pictures.")] = Path("results/demo"),
+    out: Annotated[
+        Path, typer.Option(parser=as_path, metavar="FOLDER", help="The folder for results and pictures, or a URL.")
+    ] = Path("results/demo"),
     dtype: Dtype = "float32",
 ) -> None:
     """Evaluate two small models on a small sample, both in the package: the whole pipeline, offline, in a minute."""

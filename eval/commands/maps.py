@@ -8,6 +8,7 @@ import typer
 
 from dcls_jax.eval.cli import at_work, printable
 from dcls_jax.eval.commands.options import Dcls, Dtype, Model, NumClasses, Weights, command
+from dcls_jax.files import as_path
 
 
 @command
@@ -44,9 +45,12 @@ def cam(
     ] = None,
     num_classes: NumClasses = 1000,
     dtype: Dtype = "float32",
-    out: Annotated[Path, typer.Option(help="The folder for maps.png, overlays/, maps.npz and manifest.json.")] = Path(
-        "results/cam"
-    ),
+    out: Annotated[
+        Path,
+        typer.Option(
+            parser=as_path, metavar="FOLDER", help="For maps.png, overlays/, maps.npz and manifest.json, or a URL."
+        ),
+    ] = Path("results/cam"),
 ) -> None:
     """Draw class activation maps of pictures: a grid, each map by itself, the raw maps, and a manifest."""
     from dcls_jax.cam.styles import check_style

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from dcls_jax.eval.cli import Stopped, at_work, end
+from dcls_jax.files import as_path
 
 if TYPE_CHECKING:
     from dcls_jax.eval.data.source import Samples
@@ -34,7 +35,10 @@ Dtype = Annotated[
 ]
 NumClasses = Annotated[int, typer.Option(help="How many classes the checkpoint has.")]
 BatchSize = Annotated[int, typer.Option(help="Images at a time, over all devices.")]
-Out = Annotated[Path, typer.Option(help="The folder for results folders; the same command resumes there.")]
+Out = Annotated[
+    Path,
+    typer.Option(parser=as_path, metavar="FOLDER", help="Where results are kept, or a URL; the same command resumes."),
+]
 Pictures = Annotated[
     Path | None,
     typer.Argument(help="A folder with one of pictures for each class; else ImageNet's validation split of TFDS."),

@@ -23,6 +23,7 @@ from dcls_jax.eval.program import FORMAT, versions
 from dcls_jax.eval.stored import Stored, stored
 from dcls_jax.eval.suite.metrics import METRICS, About
 from dcls_jax.eval.suite.spec import Evaluation, Model, Suite, models_of
+from dcls_jax.files import as_path
 from dcls_jax.models import Backbone, create_model
 from dcls_jax.models.create import published_file
 from dcls_jax.models.published import Published, cache_folder, fetch
@@ -170,7 +171,7 @@ def weights_path(model: Model) -> Path:
     if model.sample:
         return demo.SAMPLE / model.name
     file = published(model)
-    return cache_folder() / file.file if file and model.weights == "published" else Path(model.weights)
+    return cache_folder() / file.file if file and model.weights == "published" else as_path(model.weights)
 
 
 def weights_hash(model: Model, *, download: bool) -> str:

@@ -12,6 +12,7 @@ from dcls_jax.eval.data.records import find_shards
 from dcls_jax.eval.metric import name_in
 from dcls_jax.eval.suite.located import Entries, Lines, Problems, SuiteError, read
 from dcls_jax.eval.suite.metrics import METRICS, Kind
+from dcls_jax.files import as_path, joined
 from dcls_jax.models import list_models
 
 DTYPES = "float32", "bfloat16"  # that models compute in
@@ -87,7 +88,7 @@ def load(suite: str | Path, dtype: str | None = None) -> Suite:
     if str(suite) in SHIPPED:
         text = (resources.files(__package__) / f"{suite}.yaml").read_text(encoding="utf-8")
         return parse(text, str(suite), Path(), dtype)
-    path = Path(suite)
+    path = as_path(suite)
     if not path.is_file():
         raise FileNotFoundError(f"no suite {str(path)!r}: neither a file nor one of {', '.join(SHIPPED)}")
     try:
@@ -168,8 +169,8 @@ def _model(entry: Any, line: int, folder: Path, problems: Problems) -> Model | N
     if not _whole(classes):
         problems.add(entry.lines["num_classes"], f"num_classes (={classes!r}) must be a whole number above 0")
     if weights != "published":
-        weights = str(folder / weights)
-        if not Path(weights).exists():
+        weights = str(joined(folder, weights))
+        if not as_path(weights).exists():
             problems.add(entry.lines["weights"], f"weights {weights!r} are not there")
     called = str(entry.get("called", f"{name}_dcls" if dcls else name))
     return Model(str(name), called, bool(dcls), weights, classes) if fits else None
@@ -261,15 +262,15 @@ def _path(path: Any, where: str, what: str | None, folder: Path, line: int, prob
         problems.add(line, f"{where} needs a path: {what}")
     elif path is not None:
         with problems.at(line):
-            _check_there(str(folder / str(path)), where)
-        return str(folder / str(path))
+            _check_there(str(joined(folder, str(path))), where)
+        return str(joined(folder, str(path)))
     return None
 
 
 def _check_there(path: str, where: str) -> None:
     if where == "clickme":
         find_shards(path)
-    elif not Path(path).exists():
+    elif not as_path(path).exists():
         raise FileNotFoundError(f"{path!r} is not there")
 
 
