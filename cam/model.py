@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from dcls_jax.arrays import at_least_float32
 from dcls_jax.cam.pytree import pytree
 from dcls_jax.cam.targets import Targets, scores
 
@@ -61,8 +62,26 @@ def unbound(model: Any) -> tuple[Any, tuple[Any, ...]]:
 def split(model: Any, images: Array, layer: str | None = None) -> tuple[Array, Head]:
     """A (B, *space, C) at a layer (None: where the model itself ends its features), and the rest of the model.
 
-    Both take several versions of the batch at once, (m * B, ...). Flax modules run in evaluation mode.
+    Both take several versions of the batch at once, (m * B, ...). Flax modules run in evaluation mode. Of a model that
+    computes in halves, such as bfloat16, A and the output are float32, as all that is made of them is.
     """
+    a, head = _parts(model, images, layer)
+    if a.dtype == (wide := in_float32(a)).dtype:
+        return a, lambda a: in_float32(head(a))
+    return wide, lambda wide: in_float32(head(wide.astype(a.dtype)))
+
+
+def in_float32(tree: Any) -> Any:
+    """A pytree with its arrays of halves, float16 and bfloat16, as float32."""
+
+    def widened(x: Array) -> Array:
+        return x.astype(at_least_float32(x)) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+    return jax.tree.map(widened, tree)
+
+
+def _parts(model: Any, images: Array, layer: str | None) -> tuple[Array, Head]:
+    """What `split` gives, in the model's own dtype."""
     model, inputs = unbound(model)
     model = in_evaluation(model)
     if isinstance(model, SplitsItself):
@@ -92,10 +111,10 @@ def in_evaluation(model: Any) -> Any:
 
 
 def output_of(model: Any, images: Array) -> Any:
-    """The output of the whole model, a pytree of arrays (B, ...)."""
+    """The output of the whole model, a pytree of arrays (B, ...), halves as float32."""
     inner, inputs = unbound(model)
     if isinstance(inner, SplitsItself):
-        return in_evaluation(inner).output(images, versions(inputs, len(images)))
+        return in_float32(in_evaluation(inner).output(images, versions(inputs, len(images))))
     a, head = split(model, images)
     return head(a)
 

@@ -3,6 +3,7 @@
 What this module imports is there at once, so that little of the start is left in which Python itself meets Ctrl-C.
 """
 
+import atexit
 import logging
 import os
 import shlex
@@ -14,6 +15,7 @@ from types import FrameType
 
 _SIGNALS = signal.SIGINT, signal.SIGTERM
 _at_work = False  # what is open should be closed
+_last: list[Callable[[], object]] = []  # what is done at the end, whichever it is
 
 
 class Stopped(KeyboardInterrupt):
@@ -71,9 +73,17 @@ def at_work(now: bool = True) -> None:
     _at_work = now
 
 
+def at_end(function: Callable[[], object]) -> None:
+    """Have a function called when the process ends, by a signal or not."""
+    _last.append(function)
+    atexit.register(function)
+
+
 def end(number: int) -> None:
     """Say that a signal stopped the command, and end it there: whatever Python would still clean up might complain."""
     os.write(2, f"{_farewell()}\n".encode())
+    for function in _last:
+        function()
     os._exit(128 + number)
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from jax import Array
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 from PIL import Image
 
 from dcls_jax.cam import show_maps
@@ -38,19 +38,24 @@ WHERE: dict[str, localisation.Preset] = {
 
 def sample_models() -> dict[str, Backbone]:
     """The two ConvNeXts of the sample, by name, as examples/train_sample.py made them."""
-    return {name: _trained(name, SAMPLE / name) for name in NAMES}
+    return {name: sample_model(name) for name in NAMES}
 
 
-def shuffled_model() -> Backbone:
+def sample_model(name: str, *, dtype: DTypeLike | None = None) -> Backbone:
+    """One of them, which computes in `dtype`."""
+    return _trained(name, SAMPLE / name, dtype)
+
+
+def shuffled_model(*, dtype: DTypeLike | None = None) -> Backbone:
     """The "convnext" that learned 200 pictures with shuffled labels by heart, for `sanity.label_randomisation`."""
-    return _trained(SHUFFLED, SAMPLE / f"{SHUFFLED}.safetensors")
+    return _trained(SHUFFLED, SAMPLE / f"{SHUFFLED}.safetensors", dtype)
 
 
-def _trained(name: str, weights: Path) -> Backbone:
+def _trained(name: str, weights: Path, dtype: DTypeLike | None) -> Backbone:
     config = json.loads((SAMPLE / f"{name}.json").read_text())["config"]
     setting = config.pop("dcls")
     dcls = DclsConfig(**setting) if setting else False
-    return create_model("convnext_tiny", dcls=dcls, weights=weights, num_classes=CLASSES, **config)
+    return create_model("convnext_tiny", dcls=dcls, weights=weights, num_classes=CLASSES, dtype=dtype, **config)
 
 
 def sample_pictures() -> list[tuple[np.ndarray, int]]:
@@ -58,17 +63,17 @@ def sample_pictures() -> list[tuple[np.ndarray, int]]:
     return [(sample.image.astype(np.uint8), sample.label) for sample in clickme.load(SAMPLE)]
 
 
-def run(out: Path, *, pictures: int = 2) -> list[Result]:
+def run(out: Path, *, pictures: int = 2, dtype: str = "float32") -> list[Result]:
     """Evaluate both models and both methods of the study on the sample, and draw maps of its first pictures.
 
     out: the folder for results folders, `report.html` and `maps.png`; a killed run goes on where it stopped.
     """
-    from dcls_jax.eval.suite import Plan, finish, load  # which know the sample
+    from dcls_jax.eval.suite import Plan, finish, study  # which know the sample
 
     check_writable(out)
-    stored, _ = finish.run(Plan(load("demo"), out))
+    stored, _ = finish.run(Plan(study.suite(sample=True, dtype=dtype), out))
     results = [result for found in stored for result in found.results]
-    draw(out / "maps.png", sample_models(), pictures)
+    draw(out / "maps.png", {name: sample_model(name, dtype=dtype) for name in NAMES}, pictures)
     return results
 
 

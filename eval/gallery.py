@@ -19,7 +19,7 @@ from dcls_jax.eval.report.grouping import DCLS, Table, tables
 from dcls_jax.eval.report.measures import measure_of, records_of
 from dcls_jax.eval.results import write_json
 from dcls_jax.eval.stored import Stored
-from dcls_jax.files import write_bytes
+from dcls_jax.files import as_path, make_folder, write_bytes
 from dcls_jax.models import imagenet_classes
 
 GALLERY = "gallery.json"
@@ -99,8 +99,8 @@ def write(
             of = ((row.result.name, row.result.labels["method"]) for row in rows)
             needed.setdefault(pick.record, {}).update(dict.fromkeys(of))
     names = imagenet_classes() if num_classes == 1000 else ()
-    path = Path(folder)
-    path.mkdir(parents=True, exist_ok=True)
+    path = as_path(folder)
+    make_folder(path)
     first, pictures = table.rows[0], {}
     for record, of_models in sorted(needed.items()):
         label, shown = int(first.result.classes[record]), sample(record)

@@ -11,7 +11,8 @@ from flax import nnx
 
 from dcls_jax.eval.data.records import RecordError
 from dcls_jax.eval.data.source import Source, class_of
-from dcls_jax.eval.metric import Metric, Result, Settings, Summarise
+from dcls_jax.eval.hosts import together
+from dcls_jax.eval.metric import Metric, Result, Settings, Summarise, dtype_of
 from dcls_jax.eval.program import Program, Results, Row, Task
 from dcls_jax.eval.results import ResultsFolder
 from dcls_jax.eval.runner import Outcome, Read, run_together
@@ -70,11 +71,12 @@ def run_all(jobs: Sequence[Job], source: Source[Any]) -> list[tuple[Result, ...]
         read = reader_of([group[0].metric for group in groups.values()], source, skip_bad=settings.skip_bad)
         progress = any(job.settings.progress for job in jobs)
         outcomes = run_together(programs, read, len(source), folders, progress=progress)
-        results = {
-            id(job): _finished(job, outcome, folder, source)
-            for of_group in zip(groups.values(), outcomes, folders, strict=True)
-            for job, outcome, folder in zip(*of_group, strict=True)
-        }
+        with together():  # what one process writes last is there when the others go on
+            results = {
+                id(job): _finished(job, outcome, folder, source)
+                for of_group in zip(groups.values(), outcomes, folders, strict=True)
+                for job, outcome, folder in zip(*of_group, strict=True)
+            }
     return [results[id(job)] for job in jobs]
 
 
@@ -142,6 +144,7 @@ def _arguments(metric: Metric[Any, Any], model: Backbone, settings: Settings) ->
     return {
         "evaluation": metric.name,
         "name": settings.name_of(model),
+        "dtype": dtype_of(model, settings.transform_of(model)),
         **metric.labels,
         f"{metric.variant}s": list(metric.variants),
         "transform": dataclasses.asdict(settings.transform_of(model)),

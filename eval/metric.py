@@ -7,8 +7,6 @@ batches, devices, resuming, what could not be read, summaries and tables are the
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from os import PathLike
-from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import jax
@@ -19,6 +17,7 @@ from dcls_jax.cam.masks import chosen_convention
 from dcls_jax.eval.program import OnHost
 from dcls_jax.eval.results import check_writable
 from dcls_jax.eval.status import Status
+from dcls_jax.files import AnyPath, as_path
 from dcls_jax.freezing import freeze
 from dcls_jax.models import Backbone, Transform
 
@@ -44,14 +43,14 @@ class Settings:
 
     transform: Transform | None = None
     batch_size: int = 32
-    out: str | PathLike[str] | None = None
+    out: AnyPath | None = None
     skip_bad: bool = False
     name: str | None = None
     progress: bool = True
 
     def __post_init__(self) -> None:
         if self.out is not None:
-            check_writable(Path(self.out))
+            check_writable(as_path(self.out))
 
     def transform_of(self, model: Backbone) -> Transform:
         """What this model sees of a picture."""
@@ -135,6 +134,18 @@ def classes_of(model: Backbone, transform: Transform) -> int:
     """How many classes a model tells apart, in pictures of this transform."""
     images = jax.ShapeDtypeStruct((1, transform.crop, transform.crop, 3), np.float32)
     return int(jax.eval_shape(lambda model, x: model.head(model.features(x)), model, images).shape[-1])
+
+
+def dtype_of(model: Backbone, transform: Transform) -> str:
+    """That of a model's features, in which it computes."""
+    images = jax.ShapeDtypeStruct((1, transform.crop, transform.crop, 3), np.float32)
+    return str(jax.eval_shape(lambda model, x: model.features(x), model, images).dtype)
+
+
+def name_in(name: str, dtype: str) -> str:
+    """What results call a model that computes in another dtype than float32: reports compare NAME with NAME_dcls."""
+    stem = name.removesuffix("_dcls")
+    return name if dtype == "float32" else f"{stem}_{dtype}{name.removeprefix(stem)}"
 
 
 def chosen(presets: Sequence[str] | Mapping[str, P], known: Mapping[str, P]) -> Mapping[str, P]:

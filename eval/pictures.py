@@ -21,7 +21,7 @@ from dcls_jax.cam.maps import Combine
 from dcls_jax.cam.styles import Style, check_style
 from dcls_jax.compilation import compiler_options
 from dcls_jax.eval.results import check_writable, write_json
-from dcls_jax.files import write_bytes, write_file
+from dcls_jax.files import make_folder, write_bytes, write_file
 from dcls_jax.models import Backbone, imagenet_classes
 from dcls_jax.models.transform import opened, upright
 
@@ -160,7 +160,7 @@ def _draw(
         titles = [_title(row) for row in rows[page]]
         named = {key.replace("@", "\n"): values for key, values in raw.items()}
         grid = show_maps(seen[page], named, row_titles=titles, **look)
-        (out / "overlays").mkdir(parents=True, exist_ok=True)
+        make_folder(out / "overlays")
         write_bytes(out / (f"maps-{first // PAGE + 1}.png" if first else "maps.png"), grid.png())
         for row, pictures in zip(rows[page], grid.rows, strict=True):
             for name, picture in zip(row["overlays"].values(), pictures[1:], strict=True):

@@ -23,7 +23,7 @@ from dcls_jax.eval.status import Scores, Status
 Step = Callable[[Any, Any], Any]
 Results = dict[str, Scores]
 
-FORMAT = 3  # of what results folders hold
+FORMAT = 4  # of what results folders hold
 LABEL = "label"  # their column of classes
 _PACKAGES = ("jax", "jaxlib", "flax", "numpy", "pillow", "simplejpeg")
 

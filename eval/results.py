@@ -7,6 +7,7 @@ killed run leaves, keeps the ending `.tmp` and is written anew.
 """
 
 import errno
+import io
 import json
 import os
 import shlex
@@ -17,7 +18,6 @@ import weakref
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple, Self, cast
 
@@ -27,7 +27,7 @@ import numpy as np
 from dcls_jax.eval.hosts import together
 from dcls_jax.eval.locks import ResultsError, hold
 from dcls_jax.eval.status import Scores, Status, counted
-from dcls_jax.files import write_bytes, write_file
+from dcls_jax.files import AnyPath, as_path, is_remote, make_folder, write_bytes, write_file
 from dcls_jax.models.locks import now
 from dcls_jax.models.state_dicts import shortened
 
@@ -46,8 +46,8 @@ class ResultsFolder:
     naming the run that is at work there; OSError where the folder cannot be written.
     """
 
-    def __init__(self, path: str | PathLike[str], identity: dict[str, Any]) -> None:
-        self.path = Path(path)
+    def __init__(self, path: AnyPath, identity: dict[str, Any]) -> None:
+        self.path = as_path(path)
         self._identity = json.loads(json.dumps(identity))
         self.close: Callable[[], object] = lambda: None
         try:
@@ -56,6 +56,7 @@ class ResultsFolder:
                     self._begin()
             with together():
                 self._check_same(read_json(self.path / "run.json"))
+            self._done = {part.name for part in self.path.glob("part-*.npz")}
         except BaseException:
             self.close()
             raise
@@ -67,8 +68,8 @@ class ResultsFolder:
         self.close()
 
     def _begin(self) -> None:
-        self.path.mkdir(parents=True, exist_ok=True)
-        self.close = weakref.finalize(self, os.close, hold(self.path))
+        make_folder(self.path)
+        self.close = weakref.finalize(self, hold(self.path))
         run = self.path / "run.json"
         if not run.exists():
             if any(self.path.glob("part-*.npz")):
@@ -94,11 +95,12 @@ class ResultsFolder:
 
     def has(self, batch: int) -> bool:
         """Whether a batch is done."""
-        return self.part(batch).exists()
+        return self.part(batch).name in self._done
 
     def save(self, batch: int, arrays: Arrays) -> None:
         """Keep the results of one batch."""
         write_file(self.part(batch), lambda file: np.savez(file, **cast(Any, arrays)))
+        self._done.add(self.part(batch).name)
 
     def read(self, batch: int, length: int) -> Arrays:
         """The results of one batch, of `length` rows. Raises ResultsError naming a part that cannot be read."""
@@ -132,9 +134,9 @@ class Contents(NamedTuple):
     places: list[str]
 
 
-def contents(folder: str | PathLike[str]) -> Contents:
+def contents(folder: AnyPath) -> Contents:
     """Read a finished results folder. Raises ResultsError, naming what is missing or cannot be read."""
-    path = Path(folder)
+    path = as_path(folder)
     if not (path / "summary.json").exists():
         unfinished = (path / "run.json").exists()
         raise ResultsError(
@@ -148,7 +150,7 @@ def contents(folder: str | PathLike[str]) -> Contents:
     return Contents(run, summary, columns, places["places"])
 
 
-def load(folder: str | PathLike[str]) -> Arrays:
+def load(folder: AnyPath) -> Arrays:
     """The scores of single records, as columns of equal length: `pandas.DataFrame(load(folder))`, polars likewise.
 
     A row for each record and variant: "record" its number in data order, "place" its file and number there, "label" its
@@ -203,7 +205,7 @@ def _leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str,
 
 def _arrays(path: Path) -> Arrays:
     try:
-        with path.open("rb") as file, np.load(file) as part:
+        with np.load(io.BytesIO(path.read_bytes())) as part:
             return dict(part)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ResultsError(f"{path} cannot be read ({error}); delete it and run again") from error
@@ -236,6 +238,9 @@ def _without_nan(value: Any) -> Any:
 
 def check_writable(folder: Path, size: int = 4096) -> None:
     """Raise OSError, naming it, for a folder that cannot be made or take so many bytes: known before long work."""
+    if is_remote(folder):
+        _check_store(folder)
+        return
     there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     try:
         with tempfile.TemporaryFile(dir=there) as file:
@@ -244,3 +249,13 @@ def check_writable(folder: Path, size: int = 4096) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(there)) from error
+
+
+def _check_store(folder: Path) -> None:
+    probe = folder / f".writable-{os.getpid()}"
+    try:
+        make_folder(folder)
+        write_bytes(probe, b"")
+        probe.unlink()
+    except Exception as error:  # each store has its own: no network, no credentials, no such bucket
+        raise OSError(f"{folder} cannot be written ({type(error).__name__}: {error})") from error

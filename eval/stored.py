@@ -1,11 +1,11 @@
 """Finished results folders, as the results that they were written from."""
 
-from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from dcls_jax.eval.metric import Result
 from dcls_jax.eval.results import Contents, contents, scores_of
+from dcls_jax.files import AnyPath, as_path
 
 _ABOUT = "title", "labels", "counted", "left_out", "bad_records", "seconds"  # of an entry, beside values
 
@@ -19,11 +19,11 @@ class Stored(NamedTuple):
     run: dict[str, Any]
 
 
-def stored(folder: str | PathLike[str]) -> Stored:
+def stored(folder: AnyPath) -> Stored:
     """Read a results folder. Raises ResultsError where there is no finished run, or what it wrote cannot be read."""
     found = contents(folder)
     results = tuple(_result(found, variant, entry) for variant, entry in found.summary["results"].items())
-    return Stored(Path(folder), results, found.places, found.run)
+    return Stored(as_path(folder), results, found.places, found.run)
 
 
 def _result(found: Contents, variant: str, entry: dict[str, Any]) -> Result:

@@ -21,6 +21,7 @@ from flax import nnx
 from jax import Array
 from jax.sharding import NamedSharding
 
+from dcls_jax.files import as_path, is_url, local_copy
 from dcls_jax.freezing import Path, dcls_layers, modules_by_path
 from dcls_jax.layers import POSITIONS
 from dcls_jax.models.folders import absolute, is_checkpoint, read_tree, write_tree
@@ -52,9 +53,10 @@ def load_weights(
     """A copy of a model, or of a single layer, with the weights of a checkpoint, on the devices that its own are on.
 
     source: a .pth, .pth.tar, .pt or .bin (needs the torch extra) or .safetensors file, a folder of a model hub with
-    one of these or with shards and their index, an Orbax folder written by `save_weights`, or a state dict of arrays
-    or tensors, which are copied. Keys may be the original repository's, timm's or the DCLS study's, under the prefixes
-    of wrappers that the model has no part of the name of; counters of batches, profilers and averages are left out.
+    one of these or with shards and their index, an Orbax folder written by `save_weights`, the URL of any of these, or
+    a state dict of arrays or tensors, which are copied. Keys may be the original repository's, timm's or the DCLS
+    study's, under the prefixes of wrappers that the model has no part of the name of; counters of batches, profilers
+    and averages are left out.
     swap_positions: exchange the axes of 2-D positions, for v0 checkpoints trained with `dcls` 0.0.2 to 0.0.5.
     new_head: leave the checkpoint's classifier out; the model keeps its own, if it has one.
 
@@ -62,6 +64,12 @@ def load_weights(
     misshapen and mistyped keys, ten of each, and positions that should be shared but differ. Raises FileNotFoundError,
     and OSError where a file cannot be opened. Warns of weights that are not finite or larger than 1e10.
     """
+    if isinstance(source, str) and is_url(source):
+        there = as_path(source)
+        if not there.exists():
+            raise FileNotFoundError(f"no checkpoint at {source}")
+        with local_copy(there) as copy:
+            return load_weights(model, copy, swap_positions=swap_positions, new_head=new_head)
     if not isinstance(source, str | PathLike):
         found, ours = flat_state_dict(source, "the state dict"), False
     else:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from dcls_jax.eval.cli import at_work, printable
-from dcls_jax.eval.commands.options import Pictures, Subject, command, labelled
+from dcls_jax.eval.commands.options import Dtype, Pictures, Subject, command, is_first, labelled, start
+from dcls_jax.files import as_path
 
 if TYPE_CHECKING:
     from dcls_jax.eval.metric import Result, Settings
@@ -19,14 +20,17 @@ evaluations = typer.Typer(no_args_is_help=True, help="Evaluate the maps of a mod
 
 @command
 def demo(
-    out: Annotated[Path, typer.Option(help="The folder for results and pictures.")] = Path("results/demo"),
+    out: Annotated[
+        Path, typer.Option(parser=as_path, metavar="FOLDER", help="The folder for results and pictures, or a URL.")
+    ] = Path("results/demo"),
+    dtype: Dtype = "float32",
 ) -> None:
     """Evaluate two small models on a small sample, both in the package: the whole pipeline, offline, in a minute."""
     from dcls_jax.eval import demo
     from dcls_jax.eval.report import print_results
 
     at_work()
-    print_results(demo.run(out))
+    print_results(demo.run(out, dtype=dtype))
     print(printable(f"maps: {out / 'maps.png'}\nresults: {out}\nreport: {out / 'report.html'}"))
 
 
@@ -43,13 +47,15 @@ def evaluation(name: str) -> Callable[[Callable[..., Sequence["Result"]]], None]
         def evaluate(**options: Any) -> None:
             from dcls_jax.eval.report import print_results
 
-            at_work()
+            start(options["distributed"])
             subject = Subject(**{option.name: options[option.name] for option in shared})
             chosen = {option.name: options[option.name] for option in own}
             tags = [value for value in chosen.values() if value and isinstance(value, str)]
             folder = subject.out / "-".join((name, subject.name, *tags))
-            print_results(function(subject, subject.settings(folder), **chosen))
-            print(printable(f"results: {folder}"))
+            results = function(subject, subject.settings(folder), **chosen)
+            if is_first():
+                print_results(results)
+                print(printable(f"results: {folder}"))
 
         taken = [option.replace(kind=option.KEYWORD_ONLY) for option in (*own, *shared)]
         vars(evaluate).update(__signature__=inspect.Signature(taken))

@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 import typer
 
 from dcls_jax.eval.cli import at_work, printable
-from dcls_jax.eval.commands.options import Dcls, Model, NumClasses, Weights, command
+from dcls_jax.eval.commands.options import Dcls, Dtype, Model, NumClasses, Weights, command
+from dcls_jax.files import as_path
 
 
 @command
@@ -43,9 +44,13 @@ def cam(
         float | None, typer.Option(help="Opacity of the largest value, 0 to 1: 0.75 unless given, for signed 0.9.")
     ] = None,
     num_classes: NumClasses = 1000,
-    out: Annotated[Path, typer.Option(help="The folder for maps.png, overlays/, maps.npz and manifest.json.")] = Path(
-        "results/cam"
-    ),
+    dtype: Dtype = "float32",
+    out: Annotated[
+        Path,
+        typer.Option(
+            parser=as_path, metavar="FOLDER", help="For maps.png, overlays/, maps.npz and manifest.json, or a URL."
+        ),
+    ] = Path("results/cam"),
 ) -> None:
     """Draw class activation maps of pictures: a grid, each map by itself, the raw maps, and a manifest."""
     from dcls_jax.cam.styles import check_style
@@ -56,7 +61,7 @@ def cam(
     at_work()
     check_style(style, alpha, colormap)
     check_writable(out)
-    built = create_model(model, dcls=dcls, num_classes=num_classes, weights=weights)
+    built = create_model(model, dcls=dcls, num_classes=num_classes, weights=weights, dtype=dtype)
     manifest = pictures.explain_pictures(
         built,
         images,
@@ -72,7 +77,7 @@ def cam(
         alpha=alpha,
         colormap=colormap,
         name=model,
-        details={"dcls": dcls, "weights": weights},
+        details={"dcls": dcls, "weights": weights, "dtype": dtype},
     )
     for row in manifest["pictures"]:
         if row["dead"]:

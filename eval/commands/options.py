@@ -4,11 +4,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from dcls_jax.eval.cli import Stopped, at_work, end
+from dcls_jax.files import as_path
 
 if TYPE_CHECKING:
     from dcls_jax.eval.data.source import Samples
@@ -28,12 +29,25 @@ Weights = Annotated[
         help=f"A checkpoint: {CHECKPOINT}; or 'published' to download it.",
     ),
 ]
+Dtype = Annotated[
+    Literal["float32", "bfloat16"],
+    typer.Option(help="What the model computes in; maps, scores and ranks are float32 all the same."),
+]
 NumClasses = Annotated[int, typer.Option(help="How many classes the checkpoint has.")]
 BatchSize = Annotated[int, typer.Option(help="Images at a time, over all devices.")]
-Out = Annotated[Path, typer.Option(help="The folder for results folders; the same command resumes there.")]
+Out = Annotated[
+    Path,
+    typer.Option(parser=as_path, metavar="FOLDER", help="Where results are kept, or a URL; the same command resumes."),
+]
 Pictures = Annotated[
     Path | None,
     typer.Argument(help="A folder with one of pictures for each class; else ImageNet's validation split of TFDS."),
+]
+Distributed = Annotated[
+    bool,
+    typer.Option(
+        "--distributed", help="This process is one of a job of several, as docs/hosts.md says; all share the folder."
+    ),
 ]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Count damaged records and go on.")]
 
@@ -46,14 +60,18 @@ class Subject:
     weights: Weights = "published"
     dcls: Dcls = False
     num_classes: NumClasses = 1000
+    dtype: Dtype = "float32"
     batch_size: BatchSize = 32
     out: Out = Path("results")
     skip_bad: SkipBad = False
+    distributed: Distributed = False
 
     @property
     def name(self) -> str:
         """What results call the model."""
-        return f"{self.model}_dcls" if self.dcls else self.model
+        from dcls_jax.eval.metric import name_in
+
+        return name_in(f"{self.model}_dcls" if self.dcls else self.model, self.dtype)
 
     def settings(self, folder: Path) -> "Settings":
         """Those of a run with its results in that folder."""
@@ -65,7 +83,9 @@ class Subject:
         """The model with its weights."""
         from dcls_jax.models import create_model
 
-        return create_model(self.model, dcls=self.dcls, num_classes=self.num_classes, weights=self.weights)
+        return create_model(
+            self.model, dcls=self.dcls, num_classes=self.num_classes, weights=self.weights, dtype=self.dtype
+        )
 
     def accuracy(self) -> "Sequence[Accuracy]":
         """What is said of the weights, where they are a published file."""
@@ -73,6 +93,22 @@ class Subject:
 
         published = published_file(self.model, dcls=self.dcls, weights=self.weights)
         return published.accuracy if published else ()
+
+
+def start(distributed: bool) -> None:
+    """Begin a command's work, on many hosts before anything touches a device."""
+    at_work()
+    if distributed:
+        from dcls_jax.eval.hosts import join
+
+        join()
+
+
+def is_first() -> bool:
+    """Whether this process says what came of the work: the only one, or the first of a job."""
+    import jax
+
+    return jax.process_index() == 0
 
 
 def labelled(pictures: Pictures) -> "Samples[tuple[Any, ...]]":

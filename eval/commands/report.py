@@ -7,18 +7,26 @@ import typer
 
 from dcls_jax.eval.cli import at_work, command_line, printable
 from dcls_jax.eval.commands.options import command
+from dcls_jax.files import as_path
 
 
 @command
 def report(
     results: Annotated[
-        list[Path] | None, typer.Argument(help="Results folders, or folders that hold such at any depth.")
+        list[str] | None, typer.Argument(help="Results folders, or folders that hold such at any depth, or URLs.")
     ] = None,
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="The page; NAME.csv and results.json are written beside it.")
+        Path,
+        typer.Option(
+            "--out",
+            "-o",
+            parser=as_path,
+            metavar="FILE",
+            help="The page; NAME.csv and results.json are written beside it.",
+        ),
     ] = Path("report.html"),
     compare: Annotated[
-        tuple[Path, Path] | None,
+        tuple[str, str] | None,
         typer.Option(help="Two folders A B instead: list what moved from A to B beyond its interval."),
     ] = None,
     resamples: Annotated[int, typer.Option(min=100, help="Bootstrap resamples, of which intervals are made.")] = 10_000,
@@ -36,7 +44,7 @@ def report(
             print(printable(str(path)))
 
 
-def _compare(a: Path, b: Path, resamples: int) -> None:
+def _compare(a: str, b: str, resamples: int) -> None:
     from dcls_jax.eval.report.collection import collect
     from dcls_jax.eval.report.moved import moves
     from dcls_jax.eval.report.tables import print_moves

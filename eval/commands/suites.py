@@ -1,12 +1,12 @@
 """The commands that run many evaluations: suites, and the study."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from dcls_jax.eval.cli import at_work, printable
-from dcls_jax.eval.commands.options import Out, command
+from dcls_jax.eval.cli import printable
+from dcls_jax.eval.commands.options import Distributed, Dtype, Out, command, is_first, start
 
 if TYPE_CHECKING:
     from dcls_jax.eval.suite import Suite
@@ -20,12 +20,16 @@ def suite(
     ],
     out: Out = Path("results"),
     plan: Annotated[bool, typer.Option("--plan", help="Say what is done and what is left, and run nothing.")] = False,
+    dtype: Annotated[
+        Literal["float32", "bfloat16"] | None, typer.Option(help="What the models compute in, instead of the file's.")
+    ] = None,
+    distributed: Distributed = False,
 ) -> None:
     """Run many evaluations, models x methods x metrics: what is done is skipped, and each picture is read once."""
     from dcls_jax.eval.suite import load
 
-    chosen = load(suite)
-    at_work()
+    chosen = load(suite, dtype)
+    start(distributed)
     _run(chosen, out, plan=plan)
 
 
@@ -38,18 +42,20 @@ def study(
         bool, typer.Option("--sample", help="The same on the package's two small models and drawn pictures, offline.")
     ] = False,
     out: Out = Path("results/study"),
+    dtype: Dtype = "float32",
+    distributed: Distributed = False,
 ) -> None:
     """The study (arXiv 2408.03164): sixteen models, two methods, both protocols, from what is published."""
     from dcls_jax.eval.suite import study
 
-    at_work()
+    start(distributed)
     if plan:
         _print_needs()
-        _print_times()
+        _print_times(dtype)
         return
     if not sample:
         study.fetch_clickme()
-    _run(study.suite(sample=sample), out)
+    _run(study.suite(sample=sample, dtype=dtype), out)
 
 
 def _run(suite: "Suite", out: Path, *, plan: bool = False) -> None:
@@ -58,13 +64,16 @@ def _run(suite: "Suite", out: Path, *, plan: bool = False) -> None:
 
     planned = Plan(suite, out, download=not plan)
     done = {cell for cell in planned.cells if planned.folder(cell)}
-    print(printable(f"{suite.title}: {len(done)} of {len(planned.cells)} evaluations are done"), flush=True)
+    if is_first():
+        print(printable(f"{suite.title}: {len(done)} of {len(planned.cells)} evaluations are done"), flush=True)
     if plan:
         for cell in planned.cells:
             words = cell.evaluation.metric, cell.model.called, cell.method, ", ".join(cell.evaluation.presets)
             print(printable(f"  {'done' if cell in done else 'left'}: " + " | ".join(word for word in words if word)))
         return
     results, page = finish.run(planned)
+    if not is_first():
+        return
     print_results([result for found in results for result in found.results])
     print(printable(f"results: {out}\nreport: {page}"))
 
@@ -89,7 +98,7 @@ def _print_needs() -> None:
     print(printable(f"`dcls-jax study` fetches them to {cache_folder()}, or put them there"))
 
 
-def _print_times() -> None:
+def _print_times(dtype: str) -> None:
     """How long the study takes here, model by model as it is measured."""
     from dcls_jax.eval.data.clickme import FILE_RECORDS, STUDY_FILES
     from dcls_jax.eval.suite import study
@@ -100,7 +109,7 @@ def _print_times() -> None:
         flush=True,
     )
     seconds = 0.0
-    for model, rate in study.rates(study.models()):
+    for model, rate in study.rates(study.models(dtype)):
         seconds += pictures / rate
         print(f"  {model.called:20} {rate:8.1f} images/s {pictures / rate / 60:8.1f} min", flush=True)
     print(f"together {seconds / 3600:.1f} h on this machine, and the time to compile")

@@ -6,6 +6,7 @@ import re
 import stat
 import struct
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +16,7 @@ from typing import BinaryIO
 
 import google_crc32c
 
-from dcls_jax.files import write_file
+from dcls_jax.files import as_path, found_by, is_remote, is_url, open_forward, read_range, write_file
 
 Paths = str | PathLike[str] | Sequence[str | PathLike[str]]
 
@@ -36,10 +37,28 @@ def find_shards(paths: Paths) -> list[Path]:
     regular file: a pipe, say, which is not there to be read twice.
     """
     entries = [paths] if isinstance(paths, str | PathLike) else paths
-    shards = [shard for entry in entries for shard in _expand(os.fspath(entry))]
+    shards = [shard for entry in entries for shard in (_at_url if is_url(entry) else _expand)(os.fspath(entry))]
     if not shards:
         raise FileNotFoundError("no record files given")
     return shards
+
+
+def _at_url(entry: str) -> list[Path]:
+    """As `_expand`."""
+    try:
+        if not any(sign in entry for sign in "*?["):
+            path = as_path(entry)
+            if path.is_file():
+                return [path]
+            entry = f"{entry.rstrip('/')}/*.tfrecords"
+        found = sorted(found_by(entry), key=lambda path: _natural(str(path)))
+    except Exception as error:  # each store has its own: no network, no credentials, no such bucket
+        if isinstance(error, ValueError):
+            raise
+        raise OSError(f"{entry} cannot be read ({type(error).__name__}: {error})") from error
+    if not found:
+        raise FileNotFoundError(f"no record files at {entry}")
+    return found
 
 
 def _expand(entry: str) -> list[Path]:
@@ -72,17 +91,23 @@ class Shard:
     path: Path
     size: int  # bytes
     offsets: tuple[int, ...]
+    end: int  # of the last of them
     damage: str | None
 
     @property
     def name(self) -> str:
         return self.path.name
 
+    def extent(self, number: int) -> tuple[int, int]:
+        """Where a record begins and ends."""
+        following = number + 1
+        return self.offsets[number], self.offsets[following] if following < len(self.offsets) else self.end
+
 
 def index_shard(path: Path) -> Shard:
     """Find the records of one file by reading their headers only; damage that hides the rest ends the index."""
     size, offset, offsets, damage = path.stat().st_size, 0, [], None
-    with path.open("rb") as file:
+    with open_forward(path) as file:
         while offset < size and damage is None:
             file.seek(offset)
             header = file.read(_HEADER.size)
@@ -95,7 +120,7 @@ def index_shard(path: Path) -> Shard:
                 offsets.append(offset)
                 offset += _HEADER.size + _HEADER.unpack(header)[0] + _FOOTER.size
     where = f"{path}, record {len(offsets)}: {damage}" if damage else None
-    return Shard(path, size, tuple(offsets), where)
+    return Shard(path, size, tuple(offsets), offset, where)
 
 
 def _header_damage(header: bytes, remaining: int) -> str | None:
@@ -109,6 +134,14 @@ def _header_damage(header: bytes, remaining: int) -> str | None:
     return None
 
 
+def _indexed(paths: Sequence[Path]) -> list[Shard]:
+    """The index of each file; of URLs several are asked at once, as each answer takes its time."""
+    if not any(is_remote(path) for path in paths):
+        return [index_shard(path) for path in paths]
+    with ThreadPoolExecutor(min(32, len(paths))) as pool:
+        return list(pool.map(index_shard, paths))
+
+
 class Records:
     """The records of many files as one sequence of bytes, in the order of the files: a grain random-access source.
 
@@ -117,7 +150,7 @@ class Records:
     """
 
     def __init__(self, paths: Paths, *, skip_bad: bool = False) -> None:
-        self.shards = [index_shard(path) for path in find_shards(paths)]
+        self.shards = _indexed(find_shards(paths))
         self.damage = [shard.damage for shard in self.shards if shard.damage]
         if self.damage and not skip_bad:
             raise RecordError(self.damage[0])
@@ -139,12 +172,12 @@ class Records:
 
     def __getitem__(self, index: int) -> bytes:
         shard, number = self._places[index]
-        with shard.path.open("rb") as file:  # opened anew: any number of threads may read at once
-            file.seek(shard.offsets[number])
-            header = file.read(_HEADER.size)
-            if damage := _header_damage(header, shard.size - shard.offsets[number]):  # since the file was indexed
-                raise RecordError(f"{shard.path}, record {number}: {damage}")
-            data, footer = file.read(_HEADER.unpack(header)[0]), file.read(_FOOTER.size)
+        content = read_range(shard.path, *shard.extent(number))
+        header = content[: _HEADER.size]
+        if damage := _header_damage(header, shard.size - shard.offsets[number]):  # since the file was indexed
+            raise RecordError(f"{shard.path}, record {number}: {damage}")
+        end = _HEADER.size + _HEADER.unpack(header)[0]
+        data, footer = content[_HEADER.size : end], content[end : end + _FOOTER.size]
         if len(footer) < _FOOTER.size or _masked_crc(data) != _FOOTER.unpack(footer)[0]:
             raise RecordError(f"{shard.path}, record {number}: the checksum of the record's data is wrong")
         return data

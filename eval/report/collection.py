@@ -3,7 +3,6 @@
 import json
 import warnings
 from collections.abc import Iterator, Sequence
-from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +11,7 @@ from dcls_jax.eval.demo import SAMPLE
 from dcls_jax.eval.metric import Result
 from dcls_jax.eval.results import ResultsError
 from dcls_jax.eval.stored import Stored, stored
+from dcls_jax.files import AnyPath, as_path
 
 
 class Row(NamedTuple):
@@ -44,7 +44,7 @@ class Collection(NamedTuple):
         return list({row.of.folder: row.of for row in self.rows}.values())
 
 
-def collect(paths: Sequence[str | PathLike[str]]) -> Collection:
+def collect(paths: Sequence[AnyPath]) -> Collection:
     """Results in the folders `paths`, or below them; of one evaluation that is there twice, those begun last.
 
     Folders below them without a finished run are left out, with a warning each.
@@ -52,7 +52,7 @@ def collect(paths: Sequence[str | PathLike[str]]) -> Collection:
     """
     found: dict[Path, Stored] = {}
     left_out: list[str] = []
-    for path in map(Path, paths):
+    for path in map(as_path, paths):
         folders = sorted(_folders(path))
         if not folders:
             raise ResultsError(f"{path} holds no results (run.json), nor does a folder below it")

@@ -1,7 +1,6 @@
 """The files of a report: the page, the rows of all records beside it, and the model index."""
 
 from collections.abc import Sequence
-from os import PathLike
 from pathlib import Path
 
 from dcls_jax.eval.report.analysis import analyse
@@ -12,12 +11,12 @@ from dcls_jax.eval.report.modelindex import write_model_index
 from dcls_jax.eval.report.page import data_words, render
 from dcls_jax.eval.report.rows import write_rows
 from dcls_jax.eval.results import check_writable
-from dcls_jax.files import write_bytes
+from dcls_jax.files import AnyPath, as_path, make_folder, write_bytes
 
 
 def write_report(
-    results: Sequence[str | PathLike[str]],
-    out: str | PathLike[str],
+    results: Sequence[AnyPath],
+    out: AnyPath,
     *,
     command: str = "",
     resamples: int = RESAMPLES,
@@ -27,13 +26,13 @@ def write_report(
     command: what the page says it was made by. Returns the paths.
     Raises ResultsError as `collect` and `galleries` do, ValueError for an `out` without the ending .html, and OSError.
     """
-    page = Path(out)
+    page = as_path(out)
     if page.suffix not in (".html", ".htm"):
         raise ValueError(f"out (={str(out)!r}) must end in .html")
     check_writable(page.parent)
     collection, shown = collect(results), galleries(results)
     analysis = analyse(collection, resamples=resamples)
-    page.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(page.parent)
     rows, index = page.with_suffix(".csv"), page.with_name("results.json")
     ranges = write_rows(rows, collection)
     write_model_index(index, collection, _data)

@@ -2,24 +2,24 @@
 
 import base64
 from collections.abc import Iterator, Mapping, Sequence
-from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from dcls_jax.eval.gallery import GALLERY
 from dcls_jax.eval.results import ResultsError, read_json
+from dcls_jax.files import AnyPath, as_path
 
 _TYPES = {".jpg": "image/jpeg", ".png": "image/png"}
 
 
-def galleries(paths: Sequence[str | PathLike[str]]) -> list[dict[str, Any]]:
+def galleries(paths: Sequence[AnyPath]) -> list[dict[str, Any]]:
     """The content of each `gallery.json` below the folders, or beside a results folder among them; files as data URIs.
 
     Raises ResultsError, naming it, for one that cannot be read, or whose pictures are not there.
     """
     found = dict.fromkeys(
         file.resolve()
-        for path in map(Path, paths)
+        for path in map(as_path, paths)
         for file in sorted([*path.rglob(GALLERY), *(_beside(path) if (path / "run.json").exists() else ())])
     )
     return [_embedded(file) for file in found]

@@ -18,13 +18,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class About:
-    """What a metric may need to know of what it is measured on: the model, what it sees, samples, and the method."""
+    """What a metric may need to know: the model, its dtype, what it sees, what it is measured on, and the method."""
 
     model: Backbone
     transform: Transform
     samples: Samples[Any]
     evaluation: "Evaluation"
     method: str
+    dtype: str
 
 
 Make = Callable[[About], Metric[Any, Any]]
@@ -87,7 +88,7 @@ def _sanity(about: About) -> Metric[Any, Any]:
 
 
 def _label_randomisation(about: About) -> Metric[Any, Any]:
-    (preset,), shuffled = about.evaluation.presets, demo.shuffled_model()
+    (preset,), shuffled = about.evaluation.presets, demo.shuffled_model(dtype=about.dtype)
     return sanity.label_metric(
         about.model, shuffled, about.transform, about.samples, method=about.method, preset=preset
     )

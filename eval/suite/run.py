@@ -23,6 +23,7 @@ from dcls_jax.eval.program import FORMAT, versions
 from dcls_jax.eval.stored import Stored, stored
 from dcls_jax.eval.suite.metrics import METRICS, About
 from dcls_jax.eval.suite.spec import Evaluation, Model, Suite, models_of
+from dcls_jax.files import as_path
 from dcls_jax.models import Backbone, create_model
 from dcls_jax.models.create import published_file
 from dcls_jax.models.published import Published, cache_folder, fetch
@@ -141,7 +142,7 @@ class Plan:
             name=cell.model.called,
             progress=progress,
         )
-        about = About(model, settings.transform_of(model), source, cell.evaluation, cell.method)
+        about = About(model, settings.transform_of(model), source, cell.evaluation, cell.method, cell.model.dtype)
         return Job(METRICS[cell.evaluation.metric].make(about), model, settings)
 
     def results(self, cells: Sequence[Cell] | None = None) -> list[Stored]:
@@ -154,8 +155,10 @@ class Plan:
 def build(model: Model) -> Backbone:
     """The model of a suite, with its weights."""
     if model.sample:
-        return demo.sample_models()[model.name]
-    return create_model(model.name, dcls=model.dcls, num_classes=model.num_classes, weights=model.weights)
+        return demo.sample_model(model.name, dtype=model.dtype)
+    return create_model(
+        model.name, dcls=model.dcls, num_classes=model.num_classes, weights=model.weights, dtype=model.dtype
+    )
 
 
 def published(model: Model) -> Published | None:
@@ -168,7 +171,7 @@ def weights_path(model: Model) -> Path:
     if model.sample:
         return demo.SAMPLE / model.name
     file = published(model)
-    return cache_folder() / file.file if file and model.weights == "published" else Path(model.weights)
+    return cache_folder() / file.file if file and model.weights == "published" else as_path(model.weights)
 
 
 def weights_hash(model: Model, *, download: bool) -> str:

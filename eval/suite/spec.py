@@ -1,7 +1,7 @@
 """A suite as it is written: models, methods, and what is evaluated on which data."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -9,10 +9,13 @@ from typing import Any
 from dcls_jax.cam import METHODS
 from dcls_jax.eval import demo
 from dcls_jax.eval.data.records import find_shards
+from dcls_jax.eval.metric import name_in
 from dcls_jax.eval.suite.located import Entries, Lines, Problems, SuiteError, read
 from dcls_jax.eval.suite.metrics import METRICS, Kind
+from dcls_jax.files import as_path, joined
 from dcls_jax.models import list_models
 
+DTYPES = "float32", "bfloat16"  # that models compute in
 SHIPPED = "study", "faithfulness", "localisation", "sanity", "sample", "demo"
 FILES: dict[
     str, tuple[str | None, str | None]
@@ -39,6 +42,7 @@ class Model:
     weights: str = "published"
     num_classes: int = 1000
     sample: bool = False
+    dtype: str = "float32"
 
 
 @dataclass(frozen=True)
@@ -75,29 +79,29 @@ class Suite:
     skip_bad: bool = False
 
 
-def load(suite: str | Path) -> Suite:
-    """A suite from its file, or by the name of one that comes with the package.
+def load(suite: str | Path, dtype: str | None = None) -> Suite:
+    """A suite from its file, or by the name of one that comes with the package; dtype: instead of the file's.
 
     Paths in it are relative to its file's folder, of the package's to the current one. Raises SuiteError, which names
     every problem with its line, and FileNotFoundError.
     """
     if str(suite) in SHIPPED:
         text = (resources.files(__package__) / f"{suite}.yaml").read_text(encoding="utf-8")
-        return parse(text, str(suite), Path())
-    path = Path(suite)
+        return parse(text, str(suite), Path(), dtype)
+    path = as_path(suite)
     if not path.is_file():
         raise FileNotFoundError(f"no suite {str(path)!r}: neither a file nor one of {', '.join(SHIPPED)}")
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise SuiteError(f"{path} is no YAML: {error}") from error
-    return parse(text, path.name, path.parent)
+    return parse(text, path.name, path.parent, dtype)
 
 
-def parse(text: str, name: str, folder: Path) -> Suite:
-    """A suite from its text; folder: what its paths are relative to. Raises SuiteError."""
+def parse(text: str, name: str, folder: Path, dtype: str | None = None) -> Suite:
+    """A suite from its text; folder: what its paths are relative to; dtype: instead of its own. Raises SuiteError."""
     content, problems = read(text, name), Problems()
-    problems.keys(content, ("title", "models", "methods", "evaluations", "batch_size", "skip_bad"))
+    problems.keys(content, ("title", "models", "methods", "evaluations", "batch_size", "skip_bad", "dtype"))
     models = [_model(entry, line, folder, problems) for entry, line in _entries(content, "models", problems)]
     known = [model for model in models if model]
     called = [model.called for model in known]
@@ -110,6 +114,8 @@ def parse(text: str, name: str, folder: Path) -> Suite:
     batch_size = content.get("batch_size", 32)
     if not _whole(batch_size):
         problems.add(content.lines["batch_size"], f"batch_size (={batch_size!r}) must be a whole number above 0")
+    chosen = content.get("dtype", "float32") if dtype is None else dtype
+    problems.one_of(content.lines.get("dtype", content.line), "dtype", chosen, DTYPES)
     found = Suite(
         name=Path(name).stem,
         title=str(content.get("title", Path(name).stem)),
@@ -119,7 +125,15 @@ def parse(text: str, name: str, folder: Path) -> Suite:
         skip_bad=bool(content.get("skip_bad", False)),
     )
     problems.raise_any(name)
-    return found
+    return _in_dtype(found, chosen)
+
+
+def _in_dtype(suite: Suite, dtype: str) -> Suite:
+    """The suite with its models in a dtype, which their names say unless it is float32."""
+    names = {model.called: name_in(model.called, dtype) for model in suite.models}
+    models = tuple(replace(model, dtype=dtype, called=names[model.called]) for model in suite.models)
+    evaluations = tuple(replace(it, models=tuple(names[name] for name in it.models)) for it in suite.evaluations)
+    return replace(suite, models=models, evaluations=evaluations)
 
 
 def _entries(content: Lines, key: str, problems: Problems) -> Iterable[tuple[Any, int]]:
@@ -155,8 +169,8 @@ def _model(entry: Any, line: int, folder: Path, problems: Problems) -> Model | N
     if not _whole(classes):
         problems.add(entry.lines["num_classes"], f"num_classes (={classes!r}) must be a whole number above 0")
     if weights != "published":
-        weights = str(folder / weights)
-        if not Path(weights).exists():
+        weights = str(joined(folder, weights))
+        if not as_path(weights).exists():
             problems.add(entry.lines["weights"], f"weights {weights!r} are not there")
     called = str(entry.get("called", f"{name}_dcls" if dcls else name))
     return Model(str(name), called, bool(dcls), weights, classes) if fits else None
@@ -248,15 +262,15 @@ def _path(path: Any, where: str, what: str | None, folder: Path, line: int, prob
         problems.add(line, f"{where} needs a path: {what}")
     elif path is not None:
         with problems.at(line):
-            _check_there(str(folder / str(path)), where)
-        return str(folder / str(path))
+            _check_there(str(joined(folder, str(path))), where)
+        return str(joined(folder, str(path)))
     return None
 
 
 def _check_there(path: str, where: str) -> None:
     if where == "clickme":
         find_shards(path)
-    elif not Path(path).exists():
+    elif not as_path(path).exists():
         raise FileNotFoundError(f"{path!r} is not there")
 
 

@@ -42,19 +42,19 @@ def clickme_folder() -> Path:
     return cache_folder() / "clickme"
 
 
-def models() -> tuple[Model, ...]:
+def models(dtype: str = "float32") -> tuple[Model, ...]:
     """The study's sixteen models."""
-    return _study(demo.SAMPLE).models
+    return _study(demo.SAMPLE, dtype).models
 
 
-def suite(*, sample: bool = False) -> Suite:
+def suite(*, sample: bool = False, dtype: str = "float32") -> Suite:
     """The study's suite, or the same of the sample's models and pictures. Raises as `load` does."""
-    return load("demo") if sample else _study(clickme_folder())
+    return load("demo", dtype) if sample else _study(clickme_folder(), dtype)
 
 
-def _study(records: Path) -> Suite:
+def _study(records: Path, dtype: str) -> Suite:
     text = (resources.files(__package__) / "study.yaml").read_text(encoding="utf-8")
-    return parse(text.replace("clickme/val-*.tfrecords", str(records / "val-*.tfrecords")), "study", Path())
+    return parse(text.replace("clickme/val-*.tfrecords", str(records / "val-*.tfrecords")), "study", Path(), dtype)
 
 
 def needs() -> list[Need]:
@@ -115,7 +115,7 @@ def rates(models: Sequence[Model], *, batch_size: int = 32) -> Iterator[tuple[Mo
     """Images per second of each model here, by both methods and protocols, of one batch with random weights."""
     source = ClickMe(demo.SAMPLE)
     for model in models:
-        network = create_model(model.name, dcls=model.dcls)
+        network = create_model(model.name, dcls=model.dcls, dtype=model.dtype)
         settings, transform = Settings(batch_size=batch_size), network.transform
         metrics = [clickme.metric(network, clickme.PROTOCOLS, method=method, transform=transform) for method in STUDY]
         jobs = [Job(metric, network, settings) for metric in metrics]

@@ -142,7 +142,7 @@ def test_a_folder_of_another_metric_or_of_another_format_is_refused(tmp_path: Pa
     before = json.loads(path.read_text())
     del before["format"]
     path.write_text(json.dumps(before))
-    with pytest.raises(ResultsError, match=r"another run; choose another folder\.\n  format: None there, 3 now"):
+    with pytest.raises(ResultsError, match=r"another run; choose another folder\.\n  format: None there, 4 now"):
         evaluate([*SAMPLES], out=tmp_path)
 
 
