@@ -36,7 +36,8 @@ def blocks(page: str) -> list[str]:
 
 
 def commands(page: str) -> Iterator[str]:
-    for line in re.findall(r"^    (?:\.venv/bin/)?dcls-jax (.*)", text(page), re.MULTILINE):
+    whole_lines = re.sub(r"\\\n\s*", "", text(page))  # a backslash at its end continues a line
+    for line in re.findall(r"^    (?:\.venv/bin/)?dcls-jax (.*)", whole_lines, re.MULTILINE):
         yield line.split("   #")[0]
     yield from (line for line in re.findall(r"`dcls-jax ([^`]*)`", text(page)) if "..." not in line)
 
