@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from operator import itemgetter
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,9 @@ from dcls_jax.cam.model import Head, WithInputs, activations_and_gradients, outp
 from dcls_jax.cam.programs import as_program, is_traced, leaf_types, run
 from dcls_jax.cam.space import as_key, rounding
 from dcls_jax.cam.targets import Targets
+from dcls_jax.memory import TooLargeError, saying
+
+T = TypeVar("T")
 
 
 class Method(Protocol):
@@ -84,11 +87,13 @@ def explain(
     choice), or several names, whose maps `combine_layers` makes one map in [0, 1] by "mean", "max" or "product".
     augment: average over six views, the picture and its mirror at 0.9, 1 and 1.1 of its input values, maps mirrored
     back (pytorch-grad-cam's aug_smooth, on raw maps), and dense outputs (B, H, W, classes) for the targets, which are
-    the same for all views. chunk: how many images at a time. method_options: of the method; see `Method` for arrays.
+    the same for all views. chunk: how many images at a time; unless given all, or as many as the device has room for.
+    method_options: of the method; see `Method` for arrays.
 
     Raises ValueError for an unknown method, layer or option, for images and targets that do not fit, and for maps that
-    are not finite. Warns with DeadMapWarning of maps that are constant, or no more than rounding errors, which become
-    0. Called under `jax.jit`, it can check shapes alone.
+    are not finite; TooLargeError, one too, where the device has no room for a single image. Warns with DeadMapWarning
+    of maps that are constant, or no more than rounding errors, which become 0. Called under `jax.jit`, it can check
+    shapes alone.
     """
     chosen = {"method": method, "layer": layer, "combine": combine, "augment": augment, "size": size}
     return explain_all(model, images, targets, {"": chosen | method_options}, chunk=chunk)[""]
@@ -127,7 +132,6 @@ def explain_all(
     in_program = is_traced((leaves, x, targets, planned))
     pytree = as_program(targets, output) if targets is not None else None
     arrays = [arrays for _, arrays in planned.values()]
-    step = len(x) if chunk is None else min(chunk, len(x))
 
     def cut(chosen: slice) -> tuple[Any, ...]:
         """The chosen images, and what holds an entry for each."""
@@ -136,20 +140,38 @@ def explain_all(
         options = [{key: rows(a) if _is_per_image(a, x) else a for key, a in given.items()} for given in arrays]
         return seen, rows(x), jax.tree.map(rows, pytree), options
 
-    parts = []
-    for start in range(0, len(x), step):
-        # The last chunk is taken from the end, so that every chunk has one shape and compiles once.
-        first = min(start, len(x) - step)
-        piece = (whole, x, pytree, arrays) if step == len(x) else cut(slice(first, first + step))
-        part = run(_explain, *piece, plans=plans)
-        parts.append(part if start == first else jax.tree.map(itemgetter(slice(start - first, None)), part))
-    maps, flags = parts[0] if len(parts) == 1 else jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
+    def by_chunks(step: int) -> tuple[Any, Any]:
+        """Maps and flags of all images, so many at a time."""
+        parts = []
+        for start in range(0, len(x), step):
+            # The last chunk is taken from the end, so that every chunk has one shape and compiles once.
+            first = min(start, len(x) - step)
+            piece = (whole, x, pytree, arrays) if step == len(x) else cut(slice(first, first + step))
+            part = run(_explain, *piece, plans=plans)
+            parts.append(part if start == first else jax.tree.map(itemgetter(slice(start - first, None)), part))
+        maps, flags = parts[0] if len(parts) == 1 else jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
+        return maps, flags if in_program else np.asarray(flags)
+
+    maps, flags = by_chunks(min(chunk, len(x))) if chunk else _as_many_as_fit(by_chunks, len(x))
     if not in_program:
-        finite, dead = np.moveaxis(np.asarray(flags), -1, 0)
+        finite, dead = np.moveaxis(flags, -1, 0)
         if not finite.all() or dead.any():
             names = [(name_of(plan.method), layer) for plan in plans for layer in plan.layers]
             check_maps(whole, x, names, finite, dead)
     return dict(zip(planned, maps, strict=True))
+
+
+def _as_many_as_fit(by_chunks: Callable[[int], T], images: int) -> T:
+    """by_chunks(images), or of half as many images at a time, and so on, where the device has no room for more."""
+    step = images
+    while True:
+        try:
+            with saying(f"a chunk of {step}", "masks_at_a_time, the number of methods, or the size of the images"):
+                return by_chunks(step)
+        except TooLargeError:
+            if step == 1:
+                raise
+            step = -(-step // 2)
 
 
 def options_of(method: str | Method) -> dict[str, inspect.Parameter]:
@@ -297,7 +319,7 @@ def _measured(
         maps, magnitudes = method(model, images, targets, layer=layer, **options | both)
         return maps, magnitudes
     maps = method(model, images, targets, layer=layer, **options)
-    return maps, jnp.zeros_like(maps)
+    return maps, jnp.zeros((len(maps), *(1,) * (maps.ndim - 1)), maps.dtype)  # XLA would fold a constant of full size
 
 
 def _average_views(views_of: Callable[..., tuple[Array, Array]], images: Array) -> tuple[Array, Array]:

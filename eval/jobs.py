@@ -73,8 +73,8 @@ def run_all(jobs: Sequence[Job], source: Source[Any]) -> list[tuple[Result, ...]
         outcomes = run_together(programs, read, len(source), folders, progress=progress)
         with together():  # what one process writes last is there when the others go on
             results = {
-                id(job): _finished(job, outcome, folder, source)
-                for of_group in zip(groups.values(), outcomes, folders, strict=True)
+                id(job): _finished(job, outcome, folder, source, program.peak)
+                for program, *of_group in zip(programs, groups.values(), outcomes, folders, strict=True)
                 for job, outcome, folder in zip(*of_group, strict=True)
             }
     return [results[id(job)] for job in jobs]
@@ -116,7 +116,9 @@ def _folder(job: Job, program: Program, data: Any, stack: ExitStack) -> ResultsF
     return stack.enter_context(ResultsFolder(job.settings.out, identity))
 
 
-def _finished(job: Job, outcome: Outcome, folder: ResultsFolder | None, source: Source[Any]) -> tuple[Result, ...]:
+def _finished(
+    job: Job, outcome: Outcome, folder: ResultsFolder | None, source: Source[Any], peak: int | None
+) -> tuple[Result, ...]:
     metric = job.metric
     scores = {variant: counted(scores) for variant, scores in outcome.scores.items()}
     bad = (*_unreadable(metric, source, scores), *source.damage)
@@ -135,7 +137,9 @@ def _finished(job: Job, outcome: Outcome, folder: ResultsFolder | None, source: 
         for variant, summarise in metric.variants.items()
     )
     if folder is not None:
-        summary = {"results": {result.labels[metric.variant]: result.summary() for result in results}}
+        summary: dict[str, Any] = {"results": {result.labels[metric.variant]: result.summary() for result in results}}
+        if peak is not None:
+            summary["peak_bytes"] = peak  # on each device; not known where nothing was left to compute
         folder.finish(summary, places=[source.place(index) for index in range(len(source))])
     return results
 

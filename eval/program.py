@@ -16,6 +16,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import dcls_jax
+from dcls_jax import memory
 from dcls_jax.compilation import compiler_options
 from dcls_jax.eval.results import Arrays
 from dcls_jax.eval.status import Scores, Status
@@ -72,7 +73,8 @@ class Task(NamedTuple):
 class Program:
     """The steps of tasks over batches of the same records, with the same state: XLA computes once what they share.
 
-    state: a pytree, weights for instance; copied to every device. blank: a record, of zeros.
+    state: a pytree, weights for instance; copied to every device. blank: a record, of zeros. `peak`: the bytes that it
+    holds at most on each device, once it is compiled, where the platform tells.
     Raises ValueError if the host's devices cannot share `batch_size` evenly.
     """
 
@@ -87,6 +89,7 @@ class Program:
         self._weights = _fingerprint(state)
         self._state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
         self._sharding = NamedSharding(mesh, PartitionSpec("batch"))
+        self.peak: int | None = None
 
         def step(state: Any, batch: Any) -> list[Any]:
             return [task.step(state, batch) for task in tasks]
@@ -121,10 +124,21 @@ class Program:
 
     @cached_property
     def _compiled(self) -> Any:
-        return self._lowered.compile(compiler_options=dict(compiler_options()))
+        with memory.saying(*self._size):
+            compiled = self._lowered.compile(compiler_options=dict(compiler_options()))
+        self.peak = memory.peak(compiled)
+        if self.peak is not None:
+            held = sum(leaf.nbytes for leaf in jax.tree.leaves(self._state))
+            memory.check_fits(self.peak - held, self._sharding.mesh.devices.flat[0], *self._size)
+        return compiled
+
+    @property
+    def _size(self) -> tuple[str, str]:
+        """What is too large where a device has no room, and what to lower."""
+        return f"a batch of {self.batch_size}", "batch_size (--batch-size)"
 
     def compile(self) -> None:
-        """Do now what the first batch would wait for."""
+        """Do now what the first batch would wait for. Raises TooLargeError where a device has no room for a batch."""
         self._compiled  # noqa: B018
 
     def start(self, rows: Rows) -> Any | None:
@@ -138,14 +152,16 @@ class Program:
 
     def run(self, batch: Any) -> Any:
         """The outputs of the step, on their way."""
-        return self._compiled(self._state, jax.device_put(batch, self._sharding))
+        with memory.saying(*self._size):
+            return self._compiled(self._state, jax.device_put(batch, self._sharding))
 
     def finish(self, rows: Rows, outputs: Any | None) -> list[Arrays]:
         """Of each task the columns of a batch's rows, once its outputs are there: scores, status and classes.
 
         Records that could not be had have the status that the reader gave, and zeros.
         """
-        of_tasks = [None] * len(self._tasks) if outputs is None else jax.tree.map(np.asarray, outputs)
+        with memory.saying(*self._size):  # where it is the device that says so, later
+            of_tasks = [None] * len(self._tasks) if outputs is None else jax.tree.map(np.asarray, outputs)
         labels = np.array([-1 if isinstance(row, Status) else row.label for row in rows], np.int32)
         return [
             _columns(blank, [self._scored(task, blank, output, i, row) for i, row in enumerate(rows)]) | {LABEL: labels}

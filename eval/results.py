@@ -34,7 +34,13 @@ from dcls_jax.models.state_dicts import shortened
 Arrays = dict[str, np.ndarray]
 
 PLACES = "places.json"
-_CIRCUMSTANCES = "started", "finished", "seconds", "command"  # what may differ between two runs of one thing
+_CIRCUMSTANCES = (
+    "started",
+    "finished",
+    "seconds",
+    "command",
+    "peak_bytes",
+)  # what may differ between two runs of one thing
 
 
 class ResultsFolder:
