@@ -8,6 +8,7 @@ from dcls_jax.training.mixing import cutmix, cutmix_box, mixup, random_mix
 from dcls_jax.training.optimisers import layers_in_order, optimiser, position_labels
 from dcls_jax.training.positions import clamp_positions, repulsive_loss
 from dcls_jax.training.recipes import RECIPES, Recipe, recipe
+from dcls_jax.training.replacement import replace_convolutions, replaced
 from dcls_jax.training.schedules import cosine_schedule, epoch_schedule
 
 __all__ = [
@@ -25,5 +26,7 @@ __all__ = [
     "position_labels",
     "random_mix",
     "recipe",
+    "replace_convolutions",
+    "replaced",
     "repulsive_loss",
 ]

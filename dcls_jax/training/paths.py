@@ -34,7 +34,7 @@ def paths_in(tree: Any) -> list[Path]:
     return [path_of(entries) for entries, _ in jax.tree_util.tree_leaves_with_path(tree)]
 
 
-def listed(names: Sequence[str], most: int = 12) -> str:
+def listed(names: Sequence[str], most: int = 12, between: str = ", ") -> str:
     """Names for a message, of many the first ones."""
     rest = len(names) - most
-    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
+    return between.join(names[:most]) + (f" and {rest} more" if rest > 0 else "")

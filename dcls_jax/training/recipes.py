@@ -6,7 +6,6 @@ github.com/K-H-Ismail/pytorch-image-models. How MetaFormer and FastViT were trai
 they have their own recipes with the rules of ConvNeXt-dcls for positions. `Recipe.unpublished` says so field by field.
 """
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
@@ -160,8 +159,7 @@ def recipe(name: str, **changes: Any) -> Recipe:
     Raises ValueError for an unknown name, an unknown field, or a value out of its range.
     """
     if name not in RECIPES:
-        (nearest,) = difflib.get_close_matches(name, RECIPES, n=1, cutoff=0)
-        raise ValueError(f"recipe (={name!r}) must be one of {', '.join(RECIPES)}; the nearest is {nearest}")
+        raise ValueError(f"recipe (={name!r}) must be one of {', '.join(RECIPES)}")
     known = [each.name for each in fields(Recipe)]
     for change in changes:
         if change not in known:
