@@ -4,6 +4,7 @@ It knows no model: parameter trees are `nnx.state(model, nnx.Param)`, and layers
 """
 
 from dcls_jax.training.averages import ema
+from dcls_jax.training.group_cam import hide_unexplained
 from dcls_jax.training.mixing import cutmix, cutmix_box, mixup, random_mix
 from dcls_jax.training.optimisers import layers_in_order, optimiser, position_labels
 from dcls_jax.training.positions import clamp_positions, repulsive_loss
@@ -20,6 +21,7 @@ __all__ = [
     "cutmix_box",
     "ema",
     "epoch_schedule",
+    "hide_unexplained",
     "layers_in_order",
     "mixup",
     "optimiser",

@@ -15,8 +15,8 @@ def mixup(
     images (B, H, W, C), floating; labels (B,), integers. Returns images of the same dtype and soft labels
     (B, num_classes), float32, of which `smoothing` is spread over all classes.
     """
-    ratio = jnp.asarray(ratio, images.dtype)
-    return ratio * images + (1 - ratio) * images[::-1], _soft_labels(labels, ratio, num_classes, smoothing)
+    share = jnp.asarray(ratio, images.dtype)
+    return share * images + (1 - share) * images[::-1], _soft_labels(labels, ratio, num_classes, smoothing)
 
 
 def cutmix(

@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 import optax
+from jax import Array
 from jax.typing import ArrayLike
 
 
@@ -14,7 +15,13 @@ def cosine_schedule(
     Raises ValueError where no step is left for the cosine.
     """
     _check("steps", steps, "warmup_steps", warmup_steps)
-    return optax.warmup_cosine_decay_schedule(warmup_start, peak, warmup_steps, steps, minimum)
+
+    def rate(step: ArrayLike) -> Array:
+        after = jnp.asarray(step) - warmup_steps
+        cosine = minimum + (peak - minimum) * _half_cosine(after, steps - warmup_steps)
+        return jnp.where(after < 0, _linear(step, warmup_steps, warmup_start, peak), cosine)
+
+    return rate
 
 
 def epoch_schedule(
@@ -35,14 +42,26 @@ def epoch_schedule(
     _check("epochs", epochs, "warmup_epochs", warmup_epochs)
     if steps_per_epoch < 1:
         raise ValueError(f"steps_per_epoch (={steps_per_epoch}) must be at least 1")
-    warmup = optax.linear_schedule(warmup_start, peak, warmup_epochs)
     cosine = cosine_schedule(peak, steps=epochs, minimum=minimum)
 
-    def rate(step: ArrayLike) -> ArrayLike:
+    def rate(step: ArrayLike) -> Array:
         epoch = jnp.asarray(step) // steps_per_epoch
-        return jnp.where(epoch < warmup_epochs, warmup(epoch), cosine(epoch))
+        return jnp.where(epoch < warmup_epochs, _linear(epoch, warmup_epochs, warmup_start, peak), cosine(epoch))
 
     return rate
+
+
+def _linear(step: ArrayLike, steps: int, start: float, end: float) -> Array:
+    return jnp.asarray(start + (end - start) * (step / max(steps, 1)))
+
+
+def _half_cosine(step: ArrayLike, steps: int) -> Array:
+    """(1 + cos(pi step / steps)) / 2, then 0; as a square, of which float32 keeps all digits near the end.
+
+    In optax's form a rate that falls to 1e-6 from 4e-3 is wrong in its fourth digit there.
+    """
+    left = jnp.clip(steps - step, 0, steps)
+    return jnp.sin(0.5 * jnp.pi * (left / steps)) ** 2
 
 
 def _check(name: str, length: int, warmup_name: str, warmup: int) -> None:

@@ -6,7 +6,9 @@ import pytest
 from flax import nnx
 
 from dcls_jax.layers import Dcls2d
-from dcls_jax.training import clamp_positions, optimiser, position_labels
+from dcls_jax.models import create_model
+from dcls_jax.training import layers_in_order, optimiser, position_labels
+from dcls_jax.training.paths import paths_in
 
 
 class Net(nnx.Module):
@@ -14,10 +16,6 @@ class Net(nnx.Module):
         rngs = nnx.Rngs(0)
         self.layers = nnx.List([Dcls2d(4, 4, 3, dilated_kernel_size=(7, 4), groups=4, version=version, rngs=rngs)])
         self.head = nnx.Linear(4, 2, rngs=rngs)
-
-
-def by_path(tree) -> dict[str, object]:
-    return {".".join(map(str, path)): leaf[...] for path, leaf in nnx.to_flat_state(tree)}
 
 
 @pytest.mark.parametrize(("version", "leaves"), [("v1", {"P"}), ("gauss", {"P", "SIG"})])
@@ -67,26 +65,87 @@ def test_schedule_and_factor():
         np.testing.assert_allclose(updates["P"], -2 * rate, rtol=1e-4)
 
 
-def test_clamp_keeps_positions_on_the_grid():
-    model = Net("v1")
-    positions = model.layers[0].positions
-    positions.P[...] = jnp.stack([jnp.full((4, 1, 3), 9.0), jnp.full((4, 1, 3), -9.0)])
-    weight = model.layers[0].weight[...]
-    clamp_positions(model)
-    np.testing.assert_array_equal(positions.P[0], 2)  # which moves along the last axis, of four cells
-    np.testing.assert_array_equal(positions.P[1], -3)
-    np.testing.assert_array_equal(model.layers[0].weight[...], weight)
+TREE = {
+    "stem": {"kernel": jnp.full((2, 2), 3.0)},
+    "blocks": [{"kernel": jnp.full((2, 2), 3.0), "bias": jnp.full(2, 3.0)}, {"kernel": jnp.full((2, 2), 3.0)}],
+    "positions": {"P": jnp.full((2, 2), 3.0), "SIG": jnp.full((2, 2), 3.0)},
+    "fc": {"kernel": jnp.full((2, 2), 3.0)},
+}
 
 
-def test_clamp_inside_jit():
-    graphdef, params = nnx.split(Net("v1"))
+def first_update(gradient: float = 1.0, **options) -> dict:
+    optimise = optimiser(0.01, options.pop("weight_decay", 0.0), **options)
+    gradients = jax.tree.map(lambda leaf: jnp.full_like(leaf, gradient), TREE)
+    return optimise.update(gradients, optimise.init(TREE), TREE)[0]
 
-    @jax.jit
-    def step(params):
-        model = nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf + 100, params))
-        clamp_positions(model)
-        return nnx.state(model)
 
-    after = by_path(step(params))
-    np.testing.assert_array_equal(after["layers.0.positions.P"][0], 2)
-    np.testing.assert_allclose(after["head.bias"], 100)
+def test_layer_decay_keeps_the_position_factor():
+    layer_of = layers_in_order(["stem", "blocks.0", "blocks.1"])
+    updates = first_update(layer_decay=0.5, layer_of=lambda path: 1 if path[0] == "positions" else layer_of(path))
+    rates = jax.tree.map(lambda leaf: float(-leaf.ravel()[0]) / 0.01, updates)
+    assert rates["stem"]["kernel"] == pytest.approx(0.125, rel=1e-5)
+    assert rates["blocks"][0]["kernel"] == rates["blocks"][0]["bias"] == pytest.approx(0.25, rel=1e-5)
+    assert rates["blocks"][1]["kernel"] == pytest.approx(0.5, rel=1e-5)
+    assert rates["fc"]["kernel"] == pytest.approx(1, rel=1e-5)
+    assert rates["positions"]["P"] == rates["positions"]["SIG"] == pytest.approx(5 * 0.25, rel=1e-5)
+
+
+def test_layers_of_a_model_of_ours():
+    model = nnx.eval_shape(lambda: create_model("convnext_tiny", dcls=True, depths=(1, 2), dims=(4, 8)))
+    layer_of = layers_in_order(model.chain)
+    assert model.chain[:2] == ["stem", "stages.0.blocks.0"]
+    layers = {".".join(map(str, path)): layer_of(path) for path in paths_in(nnx.state(model, nnx.Param))}
+    assert layers["stem.conv.kernel"] == 0
+    assert layers["stages.0.positions.P"] == layers["stages.0.blocks.0.dwconv.weight"] == 1
+    assert layers["stages.1.positions.P"] == layers["stages.1.downsample.conv.kernel"] == 2
+    assert layers["stages.1.blocks.0.gamma"] == 3
+    assert layers["stages.1.blocks.1.gamma"] == 4
+    assert layers["fc.kernel"] == layers["norm.scale"] == 5
+
+
+def test_frozen_parts_stay_and_take_no_memory():
+    updates = first_update(weight_decay=0.1, frozen=["stem", "blocks.*.kernel"])
+    moves = jax.tree.map(lambda leaf: bool(jnp.abs(leaf).max() > 0), updates)
+    assert moves == {
+        "stem": {"kernel": False},
+        "blocks": [{"kernel": False, "bias": True}, {"kernel": False}],
+        "positions": {"P": True, "SIG": True},
+        "fc": {"kernel": True},
+    }
+
+    def numbers(**options) -> int:
+        return sum(leaf.size for leaf in jax.tree.leaves(optimiser(0.01, 0.1, **options).init(TREE)))
+
+    assert numbers(frozen=["stem"]) == numbers() - 8
+
+
+def test_a_frozen_pattern_that_matches_nothing_says_what_there_is():
+    with pytest.raises(ValueError, match=r"frozen: 'stages' matches none of blocks.0.bias, .*stem.kernel"):
+        first_update(frozen=["stem", "stages"])
+
+
+def test_lamb_clips_all_parameters_together_and_trusts_what_decays():
+    # 22 numbers, each of gradient 10: clipped to 1 / sqrt(22); Adam's first step is 1 for each, plus decay for weights.
+    updates = first_update(10.0, rule="lamb", weight_decay=0.1)
+    share = np.sqrt(1 / 22)
+    adam = share / (share + 1e-6)
+    np.testing.assert_allclose(updates["blocks"][0]["bias"], -0.01 * adam, rtol=1e-5)
+    np.testing.assert_allclose(updates["positions"]["P"], -0.05 * adam, rtol=1e-5)
+    np.testing.assert_allclose(updates["fc"]["kernel"], -0.03, rtol=1e-5)  # as long as the parameters, times the rate
+    # Without decay there is no trust ratio either, in timm.
+    np.testing.assert_allclose(first_update(10.0, rule="lamb")["fc"]["kernel"], -0.01 * adam, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rule": "sgd"}, r"rule \(='sgd'\) must be one of adamw, lamb"),
+        ({"weight_decay": -1}, r"weight_decay \(=-1\) must not be negative"),
+        ({"position_factor": -1}, r"position_factor \(=-1\) must not be negative"),
+        ({"layer_decay": 0}, r"layer_decay \(=0\) must be above 0 and at most 1"),
+        ({"layer_decay": 0.5}, r"layer_decay \(=0.5\) needs layer_of"),
+    ],
+)
+def test_what_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        first_update(**options)
