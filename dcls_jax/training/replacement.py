@@ -48,8 +48,9 @@ def replace_convolutions(
     function from path to stage says otherwise. Shared positions are one object, for which NNX's graph mode, the
     default, is needed.
     keep_weights: elements start on the cells of the old kernels, with their values, and biases are kept; with versions
-    "v0", "v1" and "max" the output is unchanged, up to rounding. Otherwise weights start at random, N(0, 0.02), as in
-    the study's models, biases at 0, and positions as in the `dcls` package, by `rngs`.
+    "v0", "v1" and "max" the output is unchanged, up to rounding. (In the latter two the elements lie a rounding beside
+    their cells, on which they would have no gradient.) Otherwise weights start at random, N(0, 0.02), as in the study's
+    models, biases at 0, and positions as in the `dcls` package, by `rngs`.
     Raises ValueError if nothing is chosen, for a convolution that DCLS has no form of, and where `keep_weights` does
     not fit: config.kernel_count must be the number of the kernel's cells, the grid no smaller than the kernel.
     """
@@ -243,6 +244,9 @@ class _Form:
         """Where those elements are: (dims, out, in/groups, cells), from the middle of the grid."""
         cells = np.array(list(product(*map(range, self.size))), np.float32)  # (cells, dims)
         places = cells * np.array(self.dilation) - np.array([reach // 2 for reach in self.reach])
+        if config.version in ("v1", "max"):
+            # Exactly on a cell, the top of a triangle, an element has no slope and would stay for ever: a rounding off.
+            places -= np.where(places > 0, 1, -1) * np.spacing(np.float32(config.dilated_kernel_size))
         rows = places.T[list(grid_axes(config.version, len(self.size)))]
         shape = (len(rows), *self.kernel.shape[:-3:-1], len(cells))
         return jnp.asarray(np.broadcast_to(rows[:, None, None], shape), jnp.float32)

@@ -99,6 +99,14 @@ def test_kept_weights_leave_the_output(version, share, assert_close):
     assert_close(new(IMAGES), model(IMAGES), 1e-5)
 
 
+@pytest.mark.parametrize(("version", "size"), [("v0", 7), ("v1", 3), ("v1", 7), ("max", 31)])
+def test_kept_positions_learn(version, size):
+    conv = random_model(lambda: nnx.Conv(4, 4, (3, 3), padding="CIRCULAR", feature_group_count=4, rngs=nnx.Rngs(0)))
+    layer = of(DclsConfig(9, size, version), conv, keep_weights=True)
+    slopes = nnx.grad(lambda layer: jnp.square(layer(normal(2, 33, 33, 4))).sum())(layer)
+    assert float(jnp.abs(slopes.positions.P[...]).min()) > 0
+
+
 LAYERS = {
     "1-D": lambda r: nnx.Conv(4, 4, (3,), feature_group_count=4, rngs=r),
     "causal": lambda r: nnx.Conv(4, 4, (3,), padding="CAUSAL", kernel_dilation=2, feature_group_count=4, rngs=r),
