@@ -13,8 +13,10 @@ def mixup(
     """ratio * images + (1 - ratio) * the batch reversed, and labels likewise (arXiv 1710.09412).
 
     images (B, H, W, C), floating; labels (B,), integers. Returns images of the same dtype and soft labels
-    (B, num_classes), float32, of which `smoothing` is spread over all classes.
+    (B, num_classes), float32, of which `smoothing` is spread over all classes. Raises ValueError for integer images.
     """
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise ValueError(f"images (of dtype {images.dtype}) must be floating, to be mixed")
     share = jnp.asarray(ratio, images.dtype)
     return share * images + (1 - share) * images[::-1], _soft_labels(labels, ratio, num_classes, smoothing)
 

@@ -21,6 +21,11 @@ def test_mixup(smoothing):
     np.testing.assert_allclose(labels, soft(0.3, smoothing), rtol=1e-5)
 
 
+def test_integers_cannot_be_mixed():
+    with pytest.raises(ValueError, match=r"images \(of dtype uint8\) must be floating"):
+        mixup(jnp.zeros((2, 2, 2, 3), jnp.uint8), LABELS[:2], ratio=0.5, num_classes=3)
+
+
 def test_cutmix():
     images, labels = jax.jit(lambda box: cutmix(IMAGES, LABELS, box=box, num_classes=3, smoothing=0.1))((1, 4, 0, 6))
     expected = np.array(IMAGES)
