@@ -74,15 +74,18 @@ def test_commands_are_found() -> None:
     assert len(list(commands("README.md"))) >= 7
 
 
+TRAINING = [slow("docs/training.md", 0), ("docs/training.md", 1), ("docs/training.md", 2)]
+
+
 @pytest.mark.parametrize(
     ("page", "number"),
-    [slow("README.md", 0), ("README.md", 2), slow("docs/methods.md", 0), slow("docs/models.md", 0)],
+    [slow("README.md", 0), ("README.md", 2), slow("docs/methods.md", 0), slow("docs/models.md", 0), *TRAINING],
 )
 def test_code_runs(page: str, number: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """As a reader would run it, but with random weights in place of a download."""
     create = dcls_jax.models.create_model
 
-    def with_random_weights(name: str, weights: str, **options: Any) -> nnx.Module:
+    def with_random_weights(name: str, weights: str = "published", **options: Any) -> nnx.Module:
         assert weights == "published"
         return create(name, rngs=nnx.Rngs(0), **{key: value for key, value in options.items() if key != "new_head"})
 
@@ -97,6 +100,17 @@ def test_code_runs(page: str, number: int, monkeypatch: pytest.MonkeyPatch, tmp_
     if "encoder" in names:
         assert names["encoder"](names["images"]).shape == (1, 768)
         assert names["stages"]["stages.0"].shape == (1, 56, 56, 96)
+    if "step" in names:
+        params, key = names["params"], jax.random.key(0)
+        batch = names["images"][:, :32, :32].repeat(2, 0), jnp.array([0, 9])
+        params, _, average, loss = names["step"](params, names["optimise"].init(params), params, *batch, key)
+        assert jnp.isfinite(loss)
+        assert jax.tree.structure(average) == jax.tree.structure(params)
+    if "same" in names:
+        x = names["images"][:, :40, :40]
+        assert list(names["replaced"](names["dcls"])) == ["blocks.0", "blocks.1", "blocks.2"]
+        assert names["dcls"](x).shape == (1, 10, 10, 8)
+        assert jnp.allclose(names["same"](x), names["model"](x), atol=1e-4)
     if "fast" in names:
         x = names["images"][..., :1].repeat(96, -1)[:, :20, :20]
         assert jnp.allclose(names["fast"](x), names["layer"](x), atol=1e-4)

@@ -12,6 +12,7 @@ import dcls_jax
 import dcls_jax.cam
 import dcls_jax.eval
 import dcls_jax.models
+import dcls_jax.training
 
 HEAVY = {"jax", "flax", "grain", "google.protobuf", "tensorflow_datasets", "orbax", "pooch", "matplotlib", "torch"}
 
@@ -49,7 +50,9 @@ finally:
 
 
 @pytest.mark.parametrize(
-    "package", [dcls_jax, dcls_jax.cam, dcls_jax.eval, dcls_jax.models], ids=lambda package: package.__name__
+    "package",
+    [dcls_jax, dcls_jax.cam, dcls_jax.eval, dcls_jax.models, dcls_jax.training],
+    ids=lambda package: package.__name__,
 )
 def test_no_public_name_and_module_hide_each_other(package) -> None:
     modules = {module.name for module in pkgutil.iter_modules(package.__path__)}
