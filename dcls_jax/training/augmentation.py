@@ -99,7 +99,7 @@ def erased(side: int, probability: float, rng: np.random.Generator) -> np.ndarra
 
 def _sides(area: float, ratios: tuple[float, float], rng: np.random.Generator) -> tuple[int, int]:
     """Width and height of a rectangle of an area, the logarithm of their ratio uniform."""
-    ratio = math.exp(rng.uniform(*map(math.log, ratios)))
+    ratio = math.exp(rng.uniform(math.log(ratios[0]), math.log(ratios[1])))
     return round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
 
 

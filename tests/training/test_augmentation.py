@@ -202,7 +202,6 @@ def test_jitter_is_torchvisions() -> None:
     pytest.importorskip("tests.torch_models", exc_type=ImportError)
     from torchvision.transforms import functional
 
-
     class Fixed:
         permutation = staticmethod(lambda count: [2, 0, 1])
         uniform = staticmethod(lambda low, high: next(factors))
