@@ -1,6 +1,6 @@
 """States of a run, kept as it goes: written in the background, complete or not there, the last ones and the best."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self

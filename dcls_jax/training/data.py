@@ -1,4 +1,4 @@
-"""Batches of augmented pictures in an order that seed and step alone decide: a run that goes on sees what it would have.
+"""Batches of augmented pictures in an order that seed and step alone decide, so that a run can go on.
 
 Each epoch goes once over the records, shuffled anew, without the last ones where these do not fill a batch. What
 happens to the picture in row r of the batch of step s is drawn from a generator of (seed, s, r). Each process of a job
@@ -27,7 +27,7 @@ class Pictures(Protocol):
 
 
 class Batch(NamedTuple):
-    """Pictures in `accumulate` parts: images (A, B, side, side, 3) uint8, labels (A, B) int32, erased (A, B, 4) int32."""
+    """Pictures in A parts: images (A, B, side, side, 3) uint8, labels (A, B) int32, what is erased (A, B, 4) int32."""
 
     images: Any
     labels: Any

@@ -10,7 +10,7 @@ from dcls_jax.files import write_bytes
 
 
 class Log:
-    """Rows of `columns`, "step" the first, in the file `path`, and as curves in the folder `tensorboard`, if one is given.
+    """Rows of `columns`, "step" the first, in the file `path`, and as curves in the folder `tensorboard`, if given.
 
     A run that goes on from step `start` goes on here too: rows of later steps, which it computes again, are removed.
     Raises OSError where the file cannot be written, and ValueError for one with other columns, or where TensorBoard's

@@ -72,7 +72,7 @@ def model_of(parts: Parts, state: State) -> nnx.Module:
     """The model as it is used: the average where there is one, in evaluation mode, with arrays of its own."""
     source = state.get("average", state)
     own = jax.tree.map(lambda leaf: jnp.asarray(np.array(leaf)), (source["params"], source["stats"]))
-    model = nnx.merge(parts.graph, *own, parts.random)
+    model = nnx.merge(parts.graph, *own, parts.random, copy=True)
     model.eval()
     return model
 
@@ -130,7 +130,7 @@ def make_step(
             switch=recipe.switch,
             smoothing=recipe.smoothing,
         )
-        model = nnx.merge(parts.graph, params, stats, _keys(parts.random, draw))
+        model = nnx.merge(parts.graph, params, stats, _keys(parts.random, draw), copy=True)
         logits = model(images).astype(jnp.float32)
         fit, repulsion = recipe.fit(logits, labels), repulsive_loss(model)
         loss = fit + recipe.repulsion(step, steps_per_epoch) * repulsion**2
@@ -151,15 +151,15 @@ def make_step(
         (gradients, stats), measures = jax.lax.scan(add, (zeros, state["stats"]), (batch, keys))
         gradients = jax.tree.map(lambda leaf: leaf / len(keys), gradients)
         updates, optimiser_state = optimise.update(gradients, state["optimiser"], params)
-        model = nnx.merge(parts.graph, optax.apply_updates(params, updates), stats, parts.random)
+        model = nnx.merge(parts.graph, optax.apply_updates(params, updates), stats, parts.random, copy=True)
         clamp_positions(model)
         new = {"params": nnx.state(model, nnx.Param), "stats": stats}
         after = {"step": number + 1, **new, "optimiser": optimiser_state}
         if recipe.ema is not None:
             after["average"] = ema(state["average"], new, recipe.ema)
         measures = {name: values.mean() for name, values in measures.items()}
-        finite = jnp.isfinite(measures["loss"]) & jnp.isfinite(optax.global_norm(updates))
-        return after, measures | {"finite": finite}
+        finite = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((measures["loss"], updates))]
+        return after, measures | {"finite": jnp.stack(finite).all()}
 
     whole = NamedSharding(mesh, PartitionSpec())
     return jax.jit(step, donate_argnums=0, out_shardings=(whole, whole), compiler_options=compiler_options())
@@ -167,7 +167,7 @@ def make_step(
 
 def _evaluated(parts: Parts, params: nnx.State, stats: nnx.State) -> nnx.Module:
     """The model in evaluation mode, through which no gradient goes."""
-    model = nnx.merge(parts.graph, *jax.lax.stop_gradient((params, stats)), parts.random)
+    model = nnx.merge(parts.graph, *jax.lax.stop_gradient((params, stats)), parts.random, copy=True)
     model.eval()
     return model
 

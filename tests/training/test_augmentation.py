@@ -34,6 +34,13 @@ def test_every_operation_changes_a_picture(name: str) -> None:
     assert (np.asarray(after) != np.asarray(before)).mean() > 0.3
 
 
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_every_operation_has_its_whole_strength(name: str) -> None:
+    for sign in (1, -1):
+        assert operate(picture(EVEN), name, 10, sign, LOOK).size == EVEN
+    assert not np.asarray(operate(picture(EVEN), "PosterizeIncreasing", 10, 1, LOOK)).any()
+
+
 @pytest.mark.parametrize(
     ("name", "magnitude", "argument"),
     [
