@@ -6,7 +6,7 @@ its last checkpoint ends with the same parameters to the bit, and the same log b
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from dcls_jax.training.step import State, Step, everywhere, shared_out
 _AHEAD = 2  # steps that devices may be behind, so that batches do not pile up
 
 Evaluate = Callable[[State], Mapping[str, float]]
-Report = Callable[[int, str], object]  # steps just done, and a line about them
+Report = Callable[[int, str], object]  # is told of so many steps just done, and a line about them
 
 
 class DivergedError(ValueError):
@@ -73,7 +73,7 @@ def train(
     learning_rate: Callable[[int], Any],
     evaluate: Evaluate | None = None,
     keep_best: Callable[[State], object] = lambda _: None,
-    report: Report = lambda *_: None,
+    progress: Callable[[int], AbstractContextManager[Report]] = lambda _: nullcontext(lambda *_: None),
     tensorboard: bool = False,
     keep: int = 2,
 ) -> State:
@@ -81,7 +81,7 @@ def train(
 
     step, state, mesh: of `step.py`. batches(start, stop): this process's rows of the batches of those steps.
     learning_rate: by step, for the log. evaluate(state) -> "top1" and "top5", of which the largest top1 is the best.
-    keep_best(state): what is done with a state that is better than those before. report: is told of progress.
+    keep_best(state): what is done with a state that is better than those before. progress(steps left) -> a report.
     folder: where log.csv, checkpoints/ and tensorboard/ are. keep: how many last checkpoints stay.
     Raises DivergedError where loss or updates are not finite, OSError where nothing can be written, and what reading
     the data raises.
@@ -92,8 +92,8 @@ def train(
     with Checkpoints(folder / "checkpoints", keep=keep) as checkpoints:
         state, notes = checkpoints.restore(state)
         done, best = int(state["step"]), float(notes.get("best", -1.0))
-        with Log(folder / "log.csv", columns, start=done, tensorboard=curves) if is_first() else nullcontext() as log:
-            report(done, "")
+        logged = Log(folder / "log.csv", columns, start=done, tensorboard=curves) if is_first() else nullcontext()
+        with logged as log, progress(plan.steps - done) as report:
             recent = _Recent(done)
             for batch in batches(done, plan.steps):
                 state, measures = step(state, shared_out(batch, mesh))

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from dcls_jax.eval.cli import at_work, printable
-from dcls_jax.eval.commands.options import Dcls, Model, NumClasses, Weights, command
+from dcls_jax.eval.commands.options import Dcls, Model, NumClasses, Weights, built, command
 
 
 @command
@@ -51,14 +51,12 @@ def cam(
     from dcls_jax.cam.styles import check_style
     from dcls_jax.eval import pictures
     from dcls_jax.eval.results import check_writable
-    from dcls_jax.models import create_model
 
     at_work()
     check_style(style, alpha, colormap)
     check_writable(out)
-    built = create_model(model, dcls=dcls, num_classes=num_classes, weights=weights)
     manifest = pictures.explain_pictures(
-        built,
+        built(model, weights, dcls=dcls, num_classes=num_classes),
         images,
         out,
         methods=list(dict.fromkeys(name.strip() for name in methods.split(","))),

@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -86,7 +86,7 @@ class Run:
     accumulate: int = 1
     recipe: Recipe = RECIPE
     drop: float = 0.2
-    augment: Augmentation = field(default_factory=lambda: Augmentation(SIDE, rand_augment=RandAugment(), scale=(0.5, 1)))
+    augment: Augmentation = Augmentation(SIDE, rand_augment=RandAugment(), scale=(0.5, 1))  # noqa: RUF009  (frozen)
     save_every: int = 6
     frozen: tuple[str, ...] = ()
 
@@ -122,9 +122,7 @@ class Run:
 
 def leaves(state: State) -> dict[str, np.ndarray]:
     """All arrays of a state by name."""
-    return {
-        jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(state)
-    }
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
 
 
 def evaluated(parts: Parts, state: State) -> dict[str, float]:

@@ -60,7 +60,9 @@ def same(found: dict[str, Any], expected: dict[str, Any]) -> None:
 
 
 def timeless(folder: Path) -> list[dict[str, str]]:
-    return [{name: value for name, value in row.items() if name != "images_per_second"} for row in read(folder / "log.csv")]
+    return [
+        {name: value for name, value in row.items() if name != "images_per_second"} for row in read(folder / "log.csv")
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +74,8 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_it_learns(tmp_path: Path) -> None:
-    parts, state = Run(tmp_path, steps=60, recipe=replace(QUIET, epochs=15, learning_rate=2e-2), drop=0.0, augment=PLAIN)()
+    recipe = replace(QUIET, epochs=15, learning_rate=2e-2)
+    parts, state = Run(tmp_path, steps=60, recipe=recipe, drop=0.0, augment=PLAIN)()
     assert small.evaluated(parts, state)["top1"] > 0.6
 
 
