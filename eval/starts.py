@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 from dcls_jax.models import Backbone, Transform, create_model
 from dcls_jax.models.create import variant_of
 from dcls_jax.models.described import described
+from dcls_jax.models.folders import absolute
 from dcls_jax.training import Recipe
 
 
@@ -59,9 +60,11 @@ def for_fine_tuning(
 
     checkpoint: what `create_model` takes. model, dcls: what it is of, where no description beside it says so.
     new_head: otherwise the checkpoint is loaded as a whole, and must be of so many classes.
-    Raises CheckpointError for weights that do not fit, and ValueError where nothing says what they are of, or the
-    description says something else.
+    Raises FileNotFoundError where nothing is, CheckpointError for weights that do not fit, and ValueError where nothing
+    says what they are of, or the description says something else.
     """
+    if checkpoint != "published" and not absolute(checkpoint).exists():
+        raise FileNotFoundError(f"no checkpoint at {checkpoint}")
     found = None if checkpoint == "published" else described(checkpoint)
     name = found.name if found else model
     if name is None:

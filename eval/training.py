@@ -74,8 +74,7 @@ def fit(model: Backbone, name: str, recipe: Recipe, data: Data, options: Options
     or one at work there, OSError where nothing can be written; later DivergedError, and RecordError for a picture that
     cannot be read.
     """
-    steps, mesh = steps_per_epoch(data.train, recipe.batch_size), data_mesh()
-    _check_shares(recipe.batch_size, options.accumulate)
+    steps, mesh = steps_of(data, recipe.batch_size, options.accumulate), data_mesh()
     rows = Rows(recipe.batch_size, options.accumulate, jax.process_count(), jax.process_index())
     every = options.save_every or steps
     plan = Plan(
@@ -149,12 +148,14 @@ def augmentation_of(recipe: Recipe, model: Backbone) -> Augmentation:
     )
 
 
-def _check_shares(batch_size: int, accumulate: int) -> None:
+def steps_of(data: Data, batch_size: int, accumulate: int = 1) -> int:
+    """Steps of an epoch. Raises ValueError for a batch of more pictures, or one that devices cannot share."""
     devices = jax.device_count()
     if accumulate < 1 or batch_size % (accumulate * devices):
         raise ValueError(
             f"batch_size (={batch_size}) must be a multiple of accumulate (={accumulate}) x {devices} devices"
         )
+    return steps_per_epoch(data.train, batch_size)
 
 
 def _read(

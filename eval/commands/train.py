@@ -77,6 +77,7 @@ def train(
     at_work()
     chosen = _changed(published(recipe), epochs, batch_size, learning_rate, changes)
     pictures = data_of(data, hold_out=hold_out)
+    _check(pictures, chosen.batch_size, accumulate, out)
     model = untrained(chosen if dcls else replace(chosen, dcls=None), len(pictures.classes), dtype=dtype)
     options = Options(out, accumulate, workers, save_every, keep=keep, tensorboard=tensorboard, group_cam=group_cam)
     _fit(model, chosen.model, chosen, pictures, options, dtype=dtype, start="random weights")
@@ -124,6 +125,7 @@ def finetune(
 
     at_work()
     pictures = data_of(data, hold_out=hold_out)
+    _check(pictures, batch_size, accumulate, out)
     built, name, recipe = for_fine_tuning(
         checkpoint,
         len(pictures.classes),
@@ -150,15 +152,23 @@ def finetune(
     _fit(built, name, recipe, pictures, options, dtype=dtype, start=checkpoint)
 
 
+def _check(data: "Data", batch_size: int, accumulate: int, out: Path) -> None:
+    """What may be wrong is said before a model is made, which takes a while."""
+    from dcls_jax.eval.results import check_writable
+    from dcls_jax.eval.training import steps_of
+
+    steps_of(data, batch_size, accumulate)
+    check_writable(out)
+
+
 def _fit(model: "Backbone", name: str, recipe: "Recipe", data: "Data", options: "Options", **origin: Any) -> None:
     import jax
     from flax import nnx
 
-    from dcls_jax.eval.training import fit
-    from dcls_jax.training.data import steps_per_epoch
+    from dcls_jax.eval.training import fit, steps_of
     from dcls_jax.training.log import read
 
-    steps = steps_per_epoch(data.train, recipe.batch_size)
+    steps = steps_of(data, recipe.batch_size, options.accumulate)
     count = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
     test = f"{len(data.validation):,} to test with" if data.validation else "none to test with"
     print(printable(f"{name}: {count:,} parameters; {len(data.classes)} classes"))
