@@ -167,8 +167,8 @@ def test_a_recipe_is_trained_from_the_start(
         (["train", "resnet50_dcls", "--data", "imagenet2012"], "no imagenet2012 as array_record"),
         (["finetune", "no.pth", "--model", "convnext_tiny"], "no checkpoint at no.pth"),
         (
-            ["finetune", "no.pth"],
-            "nothing beside no.pth says what it is of; say so by --model, and --dcls if it has it",
+            ["finetune", "some.pth"],
+            "nothing beside some.pth says what it is of; say so by --model, and --dcls if it has it",
         ),
         (["finetune", START, "--model", "resnet50"], "model (='resnet50') is not what the description beside"),
         (["finetune", START, "--keep-head"], "the data have 2 classes, expected the checkpoint's 10"),
@@ -187,6 +187,7 @@ def test_errors_are_one_line_before_any_work(
     message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    Path("some.pth").touch()
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     monkeypatch.setattr(training, "batches", lambda *_, **__: pytest.fail("a picture was read"))
