@@ -18,6 +18,7 @@ _COMMANDS = (
     models.models,
     train.train,
     train.finetune,
+    maps.positions,
     suites.suite,
     suites.study,
     report.report,
