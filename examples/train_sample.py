@@ -184,7 +184,15 @@ def train(name: str, config: dict[str, Any], recipe: Recipe, folder: Path) -> tu
     def progress(left: int) -> Iterator[Callable[[int, str], None]]:
         if left < recipe.steps:
             print(f"{name}: goes on from step {recipe.steps - left}")
-        yield lambda _, line: print(f"{name}: {line} of {recipe.steps}", flush=True) if line else None
+        done = recipe.steps - left
+
+        def report(count: int, line: str) -> None:
+            nonlocal done
+            done += count
+            if line:
+                print(f"{name}: step {done} of {recipe.steps}, {line.partition(', ')[2]}", flush=True)
+
+        yield report
 
     state = train_steps(
         step,
