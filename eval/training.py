@@ -48,7 +48,8 @@ class Options:
     workers: processes that read and augment; 0 for threads of this one. save_every: steps between checkpoints, 0 for
     an epoch; log_every: between rows of the log. keep: how many last checkpoints stay. tensorboard: also write curves.
     frozen, layer_decay: as `dcls_jax.training.optimiser` has them. group_cam: the share of each batch of which what a
-    picture's Group-CAM leaves out is blurred (`hide_unexplained`).
+    picture's Group-CAM leaves out is blurred (`hide_unexplained`). weights_every: epochs after which the weights are
+    kept too, in epochs/, as those of the beginning are; 0 for never.
     """
 
     out: Path
@@ -61,6 +62,7 @@ class Options:
     frozen: tuple[str, ...] = ()
     layer_decay: float = 1.0
     group_cam: float = 0.0
+    weights_every: int = 0
     progress: bool = True
 
 
@@ -114,8 +116,14 @@ def fit(model: Backbone, name: str, recipe: Recipe, data: Data, options: Options
         folder = options.out / "evaluations" / str(int(state["step"]))
         return _evaluated(trained(state), data, folder if jax.process_count() > 1 else None)
 
+    def keep_each(state: State) -> None:
+        done, every = divmod(int(state["step"]), steps), options.weights_every
+        if every and done[1] == 0 and done[0] % every == 0:
+            save_model(trained(state), name, options.out / "epochs" / f"{done[0]:04}", **notes)
+
     identity = _identity(model, name, recipe, data, options, origin)
     with ResultsFolder(options.out, identity):
+        keep_each(state)
         state = train(
             step,
             state,
@@ -125,6 +133,7 @@ def fit(model: Backbone, name: str, recipe: Recipe, data: Data, options: Options
             mesh=mesh,
             learning_rate=recipe.schedule(steps),
             evaluate=evaluate if data.validation is not None else None,
+            keep_each=keep_each,
             keep_best=lambda state: save_model(trained(state), name, options.out / "best", **notes),
             progress=partial(_progress, recipe.batch_size, options.progress),
             tensorboard=options.tensorboard,

@@ -11,6 +11,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+
 from dcls_jax.files import write_bytes
 from dcls_jax.layers import DclsConfig
 from dcls_jax.models.backbone import Backbone
@@ -65,7 +67,8 @@ def save_model(model: Backbone, name: str, folder: str | PathLike[str], **notes:
     """
     save_weights(model, folder)
     content = {"model": name, "config": _settings(model, name), **notes}
-    write_bytes(_file(folder), (json.dumps(content, indent=1) + "\n").encode())
+    if jax.process_index() == 0:
+        write_bytes(_file(folder), (json.dumps(content, indent=1) + "\n").encode())
 
 
 def _file(weights: str | PathLike[str]) -> Path:

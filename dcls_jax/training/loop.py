@@ -73,6 +73,7 @@ def train(
     learning_rate: Callable[[int], Any],
     evaluate: Evaluate | None = None,
     keep_best: Callable[[State], object] = lambda _: None,
+    keep_each: Callable[[State], object] = lambda _: None,
     progress: Callable[[int], AbstractContextManager[Report]] = lambda _: nullcontext(lambda *_: None),
     tensorboard: bool = False,
     keep: int = 2,
@@ -81,7 +82,8 @@ def train(
 
     step, state, mesh: of `step.py`. batches(start, stop): this process's rows of the batches of those steps.
     learning_rate: by step, for the log. evaluate(state) -> "top1" and "top5", of which the largest top1 is the best.
-    keep_best(state): what is done with a state that is better than those before. progress(steps left) -> a report.
+    keep_best(state): what is done with a state that is better than those before; keep_each(state): with each that is
+    kept. progress(steps left) -> a report.
     folder: where log.csv, checkpoints/ and tensorboard/ are. keep: how many last checkpoints stay.
     Raises DivergedError where loss or updates are not finite, OSError where nothing can be written, and what reading
     the data raises.
@@ -115,6 +117,7 @@ def train(
                 if log is not None:  # before the state, with which a run that goes on knows which rows are there
                     log.add(row)
                 if plan.saves(done):
+                    keep_each(state)
                     checkpoints.save(done, state, {"best": best}, found)
                 report(1, _line(row))
                 recent = _Recent(done)

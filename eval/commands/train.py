@@ -40,11 +40,15 @@ DType = Annotated[
 Workers = Annotated[int, typer.Option(help="Processes that read and augment pictures; 0 for threads of this one.")]
 SaveEvery = Annotated[int, typer.Option(help="Steps between checkpoints; an epoch unless given.")]
 Keep = Annotated[int, typer.Option(help="How many last checkpoints stay, beside the best.")]
+WeightsEvery = Annotated[int, typer.Option(help="Also keep the weights after so many epochs, in epochs/; 0: never.")]
 Curves = Annotated[bool, typer.Option("--tensorboard", help="Also write curves; needs tensorboardX.")]
 GroupCam = Annotated[
     float, typer.Option(help="Share of pictures of which is blurred what their Group-CAM says tells nothing of them.")
 ]
-Seed = Annotated[int, typer.Option(help="Of weights, order, augmentation and drops; the recipe's unless given.")]
+Distributed = Annotated[
+    bool,
+    typer.Option("--distributed", help="With all processes of a SLURM, Open MPI or TPU job, each with this."),
+]
 
 
 @command
@@ -65,8 +69,10 @@ def train(
     workers: Workers = 0,
     save_every: SaveEvery = 0,
     keep: Keep = 2,
+    weights_every: WeightsEvery = 0,
     tensorboard: Curves = False,
     group_cam: GroupCam = 0.0,
+    distributed: Distributed = False,
 ) -> None:
     """Train a model from the start by a published recipe; stopped or killed, the same command goes on."""
     from dcls_jax.eval.data.learning import data_of
@@ -75,11 +81,21 @@ def train(
     from dcls_jax.training import recipe as published
 
     at_work()
+    _join(distributed)
     chosen = _changed(published(recipe), epochs, batch_size, learning_rate, changes)
     pictures = data_of(data, hold_out=hold_out)
     _check(pictures, chosen.batch_size, accumulate, out)
     model = untrained(chosen if dcls else replace(chosen, dcls=None), len(pictures.classes), dtype=dtype)
-    options = Options(out, accumulate, workers, save_every, keep=keep, tensorboard=tensorboard, group_cam=group_cam)
+    options = Options(
+        out,
+        accumulate,
+        workers,
+        save_every,
+        keep=keep,
+        tensorboard=tensorboard,
+        group_cam=group_cam,
+        weights_every=weights_every,
+    )
     _fit(model, chosen.model, chosen, pictures, options, dtype=dtype, start="random weights")
 
 
@@ -115,8 +131,10 @@ def finetune(
     workers: Workers = 0,
     save_every: SaveEvery = 0,
     keep: Keep = 2,
+    weights_every: WeightsEvery = 0,
     tensorboard: Curves = False,
     group_cam: GroupCam = 0.0,
+    distributed: Distributed = False,
 ) -> None:
     """Fine-tune a checkpoint on pictures of other classes; stopped or killed, the same command goes on."""
     from dcls_jax.eval.data.learning import data_of
@@ -124,6 +142,7 @@ def finetune(
     from dcls_jax.eval.training import Options
 
     at_work()
+    _join(distributed)
     pictures = data_of(data, hold_out=hold_out)
     _check(pictures, batch_size, accumulate, out)
     built, name, recipe = for_fine_tuning(
@@ -146,10 +165,26 @@ def finetune(
         frozen=frozen,
         layer_decay=layer_decay,
         group_cam=group_cam,
+        weights_every=weights_every,
     )
     head = "the head goes on too" if keep_head else f"the head is new, for {len(pictures.classes)} classes"
-    print(printable(f"begins with {checkpoint}; {head}"))
+    _say(f"begins with {checkpoint}; {head}")
     _fit(built, name, recipe, pictures, options, dtype=dtype, start=checkpoint)
+
+
+def _join(distributed: bool) -> None:
+    if distributed:
+        import jax
+
+        jax.distributed.initialize()
+
+
+def _say(line: str) -> None:
+    """Print a line, in one process of a job."""
+    import jax
+
+    if jax.process_index() == 0:
+        print(printable(line))
 
 
 def _check(data: "Data", batch_size: int, accumulate: int, out: Path) -> None:
@@ -171,18 +206,18 @@ def _fit(model: "Backbone", name: str, recipe: "Recipe", data: "Data", options: 
     steps = steps_of(data, recipe.batch_size, options.accumulate)
     count = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
     test = f"{len(data.validation):,} to test with" if data.validation else "none to test with"
-    print(printable(f"{name}: {count:,} parameters; {len(data.classes)} classes"))
-    print(f"{len(data.train):,} pictures to learn from, {test}; {recipe.total_epochs} epochs of {steps:,} steps")
+    _say(f"{name}: {count:,} parameters; {len(data.classes)} classes")
+    _say(f"{len(data.train):,} pictures to learn from, {test}; {recipe.total_epochs} epochs of {steps:,} steps")
     fit(model, name, recipe, data, options, **origin)
     rows = read(options.out / "log.csv")
     tested = [(float(row["top1"]), float(row["epoch"])) for row in rows if row.get("top1")]
     if tested:
         best, epoch = max(tested)
-        print(f"accuracy            {tested[-1][0]:.2%} at the end, at best {best:.2%}, after epoch {epoch:g}")
-    print(printable(f"weights             {options.out / 'weights'}"))
+        _say(f"accuracy            {tested[-1][0]:.2%} at the end, at best {best:.2%}, after epoch {epoch:g}")
+    _say(f"weights             {options.out / 'weights'}")
     if tested:
-        print(printable(f"best weights        {options.out / 'best'}"))
-    print(printable(f"log                 {options.out / 'log.csv'}"))
+        _say(f"best weights        {options.out / 'best'}")
+    _say(f"log                 {options.out / 'log.csv'}")
 
 
 def _changed(

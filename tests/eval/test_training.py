@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -253,3 +255,50 @@ def test_a_checkpoint_says_what_it_is_of(tmp_path: Path) -> None:
     (tmp_path / "own.v1.json").unlink()
     with pytest.raises(CheckpointError, match=r"no .*own\.v1\.json, which would say what"):
         load_model(tmp_path / "own.v1")
+
+
+@pytest.mark.slow
+@pytest.mark.as_for_users
+def test_the_processes_of_a_job_train_together(tmp_path: Path, pictures: Path, tiny: Path) -> None:
+    """As SLURM starts them: the job's variables are all that they are told."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        place = f"localhost:{free.getsockname()[1]}"
+    command = [
+        "finetune",
+        tiny,
+        "--data",
+        pictures,
+        *FINE,
+        "--hold-out",
+        "0.2",
+        "--distributed",
+        "--out",
+        tmp_path / "run",
+    ]
+    program = [sys.executable, "-c", "from dcls_jax.eval.cli import main; main()", *map(str, command)]
+    job = {
+        "SLURM_JOB_ID": "1",
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_NTASKS": "2",
+        "JAX_COORDINATOR_ADDRESS": place,
+    }
+    with (tmp_path / "said").open("w+") as said:
+        processes = [
+            subprocess.Popen(
+                program,
+                env=os.environ
+                | job
+                | {"JAX_NUM_CPU_DEVICES": "1", "SLURM_PROCID": str(number), "SLURM_LOCALID": str(number)},
+                stdout=said,
+                stderr=subprocess.STDOUT,
+            )
+            for number in range(2)
+        ]
+        codes = [process.wait(timeout=240) for process in processes]
+        said.seek(0)
+        text = said.read()
+    assert codes == [0, 0], text
+    assert text.count("the head is new, for 2 classes") == 1
+    assert len(read(tmp_path / "run" / "log.csv")) == 2
+    assert load_model(tmp_path / "run" / "best").config.num_classes == 2
