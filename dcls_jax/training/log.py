@@ -58,5 +58,7 @@ def _writer(folder: Path, start: int) -> Any:
     try:
         from tensorboardX import SummaryWriter
     except ModuleNotFoundError as error:
-        raise ValueError(f"{error.name} is missing, by which curves are written: pip install 'dcls_jax[tensorboard]'") from error
+        raise ValueError(
+            f"{error.name} is missing, by which curves are written: pip install 'dcls_jax[tensorboard]'"
+        ) from error
     return SummaryWriter(str(folder), purge_step=start + 1)
