@@ -94,7 +94,7 @@ def fit(model: Backbone, name: str, recipe: Recipe, data: Data, options: Options
         steps, layer_decay=options.layer_decay, layer_of=layers_in_order(model.chain), frozen=options.frozen
     )
     parts = parts_of(model, options.frozen)
-    state = initial_state(parts, optimise, average=recipe.ema is not None)
+    jax.eval_shape(optimise.init, parts.params)  # whatever is wrong with `frozen` is said now
     transform = model.transform
     step = make_step(
         parts,
@@ -108,6 +108,9 @@ def fit(model: Backbone, name: str, recipe: Recipe, data: Data, options: Options
         mesh=mesh,
     )
     notes = {"classes": list(data.classes)}
+
+    def begin() -> State:
+        return initial_state(parts, optimise, average=recipe.ema is not None)
 
     def trained(state: State) -> Backbone:
         return cast(Backbone, model_of(parts, state))
@@ -123,10 +126,10 @@ def fit(model: Backbone, name: str, recipe: Recipe, data: Data, options: Options
 
     identity = _identity(model, name, recipe, data, options, origin)
     with ResultsFolder(options.out, identity):
-        keep_each(state)
+        keep_each(begin())
         state = train(
             step,
-            state,
+            begin(),  # which nobody else holds, as it fills the devices' memory
             partial(_read, data, augment, rows, recipe.seed, Reading(workers=options.workers)),
             plan,
             options.out,
