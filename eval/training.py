@@ -78,13 +78,12 @@ def fit(model: Backbone, name: str, recipe: Recipe, data: Data, options: Options
     """
     steps, mesh = steps_of(data, recipe.batch_size, options.accumulate), data_mesh()
     rows = Rows(recipe.batch_size, options.accumulate, jax.process_count(), jax.process_index())
-    every = options.save_every or steps
     plan = Plan(
         steps=recipe.total_epochs * steps,
         steps_per_epoch=steps,
         batch_size=recipe.batch_size,
         log_every=options.log_every,
-        save_every=every,
+        save_every=options.save_every or steps,
         evaluate_every=steps if data.validation is not None else 0,
     )
     augment = augmentation_of(recipe, model)
@@ -120,9 +119,9 @@ def fit(model: Backbone, name: str, recipe: Recipe, data: Data, options: Options
         return _evaluated(trained(state), data, folder if jax.process_count() > 1 else None)
 
     def keep_each(state: State) -> None:
-        done, every = divmod(int(state["step"]), steps), options.weights_every
-        if every and done[1] == 0 and done[0] % every == 0:
-            save_model(trained(state), name, options.out / "epochs" / f"{done[0]:04}", **notes)
+        epoch, rest = divmod(int(state["step"]), steps)
+        if options.weights_every and not rest and epoch % options.weights_every == 0:
+            save_model(trained(state), name, options.out / "epochs" / f"{epoch:04}", **notes)
 
     identity = _identity(model, name, recipe, data, options, origin)
     with ResultsFolder(options.out, identity):

@@ -48,7 +48,7 @@ class Net(nnx.Module):
     """A stem, a DCLS layer with positions that it owns, stochastic depth, batch statistics, and a head."""
 
     def __init__(self, *, drop: float = 0.2, rngs: nnx.Rngs) -> None:
-        self.stem = Conv(3, 8, (2, 2), stride=2, rngs=rngs)
+        self.stem = Conv(3, 8, (2, 2), stride=2, bias=False, rngs=rngs)  # which the norm would take away
         self.norm = nnx.BatchNorm(8, rngs=rngs)
         self.positions = Positions((8, 1, 3), (5, 5), "v1", rngs=rngs)
         self.mix = Dcls2d(8, 8, 3, padding=2, dilated_kernel_size=5, groups=8, shared_positions=True, rngs=rngs)
