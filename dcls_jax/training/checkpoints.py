@@ -1,7 +1,7 @@
 """States of a run, kept as it goes: written in the background, complete or not there, the last ones and the best."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -43,15 +43,23 @@ class Checkpoints:
             )
 
     def __enter__(self) -> Self:
+        self._quiet = ExitStack()
+        self._quiet.enter_context(said_once())  # threads that write in the background have their say here too
         return self
 
     def __exit__(self, kind: Any, *_: object) -> None:
-        try:
-            if kind is None:
-                self.wait()
-        finally:
-            with said_once():
-                self._checkpointer.close()
+        with self._quiet:
+            try:
+                if kind is None:
+                    self.wait()
+            except OSError:
+                self._close()
+                raise
+            self._close()
+
+    def _close(self) -> None:
+        with suppress(Exception):  # it says again what `wait` or the error that ends the block has said
+            self._checkpointer.close()
 
     def restore(self, state: State) -> tuple[State, dict[str, Any]]:
         """The last state, on the devices that `state` is on, and what was noted beside it; else `state` and nothing."""
