@@ -97,7 +97,7 @@ def _stop(number: int, _: FrameType | None) -> None:
 
 
 def _farewell() -> str:
-    goes_on = sys.argv[1:2] in (["demo"], ["eval"])
+    goes_on = sys.argv[1:2] in (["demo"], ["eval"], ["train"], ["finetune"])
     return "stopped; the same command goes on from here" if goes_on else "stopped"
 
 

@@ -1,6 +1,5 @@
 """The main job in miniature, offline: two small models and a drawn sample in ClickMe's format, both in the package."""
 
-import json
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -21,8 +20,7 @@ from dcls_jax.eval.metric import Result
 from dcls_jax.eval.results import check_writable
 from dcls_jax.eval.study import STUDY, study_maps
 from dcls_jax.files import write_bytes
-from dcls_jax.layers import DclsConfig
-from dcls_jax.models import Backbone, create_model, preprocess
+from dcls_jax.models import Backbone, load_model, preprocess
 
 SAMPLE = Path(__file__).parent / "sample"
 NAMES = ("convnext", "convnext_dcls")
@@ -43,19 +41,12 @@ def sample_models() -> dict[str, Backbone]:
 
 def sample_model(name: str, *, dtype: DTypeLike | None = None) -> Backbone:
     """One of them, which computes in `dtype`."""
-    return _trained(name, SAMPLE / name, dtype)
+    return load_model(SAMPLE / name, dtype=dtype)
 
 
 def shuffled_model(*, dtype: DTypeLike | None = None) -> Backbone:
     """The "convnext" that learned 200 pictures with shuffled labels by heart, for `sanity.label_randomisation`."""
-    return _trained(SHUFFLED, SAMPLE / f"{SHUFFLED}.safetensors", dtype)
-
-
-def _trained(name: str, weights: Path, dtype: DTypeLike | None) -> Backbone:
-    config = json.loads((SAMPLE / f"{name}.json").read_text())["config"]
-    setting = config.pop("dcls")
-    dcls = DclsConfig(**setting) if setting else False
-    return create_model("convnext_tiny", dcls=dcls, weights=weights, num_classes=CLASSES, dtype=dtype, **config)
+    return load_model(SAMPLE / f"{SHUFFLED}.safetensors", dtype=dtype)
 
 
 def sample_pictures() -> list[tuple[np.ndarray, int]]:

@@ -2,8 +2,9 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
@@ -13,37 +14,48 @@ _REPORT_SECONDS = 10.0  # between two lines where no bar can be drawn
 
 
 class _Speed(ProgressColumn):
-    """Records per second."""
+    """Records, or whatever they are called, per second."""
+
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self._unit = unit
 
     def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:.1f} records/s" if task.speed else "")
+        return Text(f"{task.speed:.1f} {self._unit}/s" if task.speed else "")
+
+
+class Advance(Protocol):
+    """Told of records just done, and what may be said of them; what was said last stays."""
+
+    def __call__(self, count: int, note: str = "", /) -> None: ...
 
 
 @contextmanager
-def progress_of(total: int, shown: bool) -> Iterator[Callable[[int], None]]:
+def progress_of(total: int, shown: bool, unit: str = "records") -> Iterator[Advance]:
     """A function to call with the number of records just done: draws a bar, or prints lines if there is no terminal."""
     if not shown or not total:
-        yield lambda _: None
+        yield lambda count, note="": None
     elif sys.stderr.isatty():
-        columns = BarColumn(), MofNCompleteColumn(), _Speed(), TimeRemainingColumn(), TextColumn("left")
-        with Progress(*columns, console=Console(stderr=True)) as bar:
+        left = TimeRemainingColumn(), TextColumn("left {task.description}")
+        with Progress(BarColumn(), MofNCompleteColumn(), _Speed(unit), *left, console=Console(stderr=True)) as bar:
             task = bar.add_task("", total=total)
-            yield lambda count: bar.advance(task, count)
+            yield lambda count, note="": bar.update(task, advance=count, description=note or None)
     else:
-        yield _lines(total)
+        yield _lines(total, unit)
 
 
-def _lines(total: int) -> Callable[[int], None]:
+def _lines(total: int, unit: str) -> Advance:
     start = last = time.monotonic()
-    done = 0
+    done, said = 0, ""
 
-    def advance(count: int) -> None:
-        nonlocal done, last
-        done += count
+    def advance(count: int, note: str = "", /) -> None:
+        nonlocal done, last, said
+        done, said = done + count, f", {note}" if note else said
         now = time.monotonic()
         if now - last >= _REPORT_SECONDS or done == total:
             last, speed = now, done / max(now - start, 1e-9)
             left = (total - done) / speed
-            print(f"{done}/{total} records, {speed:.1f} records/s, {left:.0f} s left", file=sys.stderr, flush=True)
+            line = f"{done}/{total} {unit}, {speed:.1f} {unit}/s, {left:.0f} s left{said}"
+            print(line, file=sys.stderr, flush=True)
 
     return advance

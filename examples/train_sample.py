@@ -16,34 +16,33 @@ A model that learns shuffled labels by heart sees nothing in pictures that tells
 import argparse
 import dataclasses
 import json
-import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 import grain
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from draw_sample import CLASSES, SIZE, draw, encode_example
 from flax import nnx
-from jax import Array
-from jax.typing import ArrayLike
-from orbax.checkpoint import v1 as ocp
 from PIL import Image
 from safetensors.numpy import save_file
 
-from dcls_jax import DclsConfig, Positions
+from dcls_jax import DclsConfig, Positions, training
 from dcls_jax.eval import clickme, write_records
-from dcls_jax.models import Backbone, Transform, create_model, save_weights, state_dict
-from dcls_jax.training import clamp_positions, optimiser
+from dcls_jax.models import Backbone, create_model, save_weights, state_dict
+from dcls_jax.training.data import Batch
+from dcls_jax.training.log import read
+from dcls_jax.training.loop import Plan
+from dcls_jax.training.loop import train as train_steps
+from dcls_jax.training.step import data_mesh, initial_state, make_step, model_of, parts_of
 
-Batch = tuple[np.ndarray, np.ndarray]  # images (B, side, side, 3), labels (B,); also one of each
-State = dict[str, Any]  # "params", "optimiser": pytrees of arrays
+Labelled = tuple[np.ndarray, np.ndarray]  # an image (side, side, 3) and its label ()
 
 SMALL = 160  # pixels
 CROP = 224  # pixels, what the models' transform keeps of SIZE
@@ -76,31 +75,53 @@ class Recipe:
     seed: int = 0
     shuffled: int = 0
 
+    @property
+    def plain(self) -> training.Recipe:
+        """The recipe as the library has it, in which an epoch is one step: without all that makes pictures harder."""
+        return training.Recipe(
+            model="convnext_tiny",
+            dcls=None,
+            epochs=self.steps,
+            warmup_epochs=self.warmup_steps,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            minimum=0.0,
+            weight_decay=self.weight_decay,
+            drop_path_rate=0.0,
+            repulsion_from=None,
+            smoothing=0.0,
+            mixup_alpha=0.0,
+            cutmix_alpha=0.0,
+            seed=self.seed,
+        )
+
 
 # ----- Data ----------------------------------------------------------------------------------------------------------
 
 
-def training_batches(recipe: Recipe, start: int) -> Iterator[Batch]:
-    """A run's batches from step `start` on, small pictures first, drawn by two threads while the model computes."""
+def training_batches(recipe: Recipe, start: int, stop: int) -> Iterator[Batch]:
+    """A run's batches of steps from `start` on, small pictures first, drawn by two threads while the model computes."""
     labels = shuffled_labels(recipe.shuffled, seed=recipe.seed)
 
-    def drawn(index: int, size: int) -> Batch:
+    def drawn(index: int, size: int) -> Labelled:
         picture = draw("train", index, seed=recipe.seed, size=size)
         edge = (size - min(size, CROP)) // 2
         return picture.image[edge : size - edge, edge : size - edge], np.array(picture.label)
 
     known = cache(drawn)  # pictures that come again are drawn once
 
-    def load(index: int) -> Batch:
+    def load(index: int) -> Labelled:
         size = SMALL if index < recipe.small_steps * recipe.batch_size else SIZE
         if not len(labels):
             return drawn(index, size)
         number = index % len(labels)
         return known(number, size)[0], labels[number]
 
-    pictures = grain.MapDataset.range(start * recipe.batch_size, recipe.steps * recipe.batch_size)
+    pictures = grain.MapDataset.range(start * recipe.batch_size, stop * recipe.batch_size)
     options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
-    return iter(pictures.map(load).batch(recipe.batch_size).to_iter_dataset(options))
+    nothing = np.zeros((1, recipe.batch_size, 4), np.int32)  # is erased
+    for images, of_them in pictures.map(load).batch(recipe.batch_size).to_iter_dataset(options):
+        yield Batch(images[None], of_them[None].astype(np.int32), nothing)
 
 
 def shuffled_labels(count: int, *, seed: int) -> np.ndarray:
@@ -113,7 +134,7 @@ def accuracy(model: Backbone, records: Path | list[Path], batch_size: int = 32) 
     graphdef, params = nnx.split(model)
     classify = jax.jit(lambda params, images: nnx.merge(graphdef, params)(images).argmax(-1))
 
-    def load(sample: clickme.Sample) -> Batch:
+    def load(sample: clickme.Sample) -> Labelled:
         return model.transform(Image.fromarray(sample.image.astype(np.uint8))), np.array(sample.label)
 
     correct = [
@@ -124,10 +145,6 @@ def accuracy(model: Backbone, records: Path | list[Path], batch_size: int = 32) 
 
 
 # ----- Training ------------------------------------------------------------------------------------------------------
-
-
-def normalise(images: ArrayLike, transform: Transform) -> Array:
-    return (jnp.asarray(images, jnp.float32) / 255 - jnp.array(transform.mean)) / jnp.array(transform.std)
 
 
 def spread_positions(model: nnx.Module, factor: float) -> None:
@@ -142,71 +159,54 @@ def spread_positions(model: nnx.Module, factor: float) -> None:
             module.clamp()
 
 
-def make_step(
-    graphdef: nnx.GraphDef, transform: Transform, optimise: optax.GradientTransformation
-) -> Callable[[State, ArrayLike, ArrayLike], tuple[State, dict[str, Array]]]:
-    """The jitted training step; it takes over the memory of the state it is given."""
-
-    def loss_of(params: nnx.State, images: Array, labels: ArrayLike) -> tuple[Array, Array]:
-        logits = nnx.merge(graphdef, params)(images)
-        loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-        return loss, (logits.argmax(-1) == labels).mean()
-
-    def step(state: State, images: ArrayLike, labels: ArrayLike) -> tuple[State, dict[str, Array]]:
-        grad = jax.value_and_grad(loss_of, has_aux=True)
-        (loss, accuracy), grads = grad(state["params"], normalise(images, transform), labels)
-        updates, optimiser_state = optimise.update(grads, state["optimiser"], state["params"])
-        model = nnx.merge(graphdef, optax.apply_updates(state["params"], updates))
-        clamp_positions(model)
-        return {"params": nnx.state(model), "optimiser": optimiser_state}, {"loss": loss, "accuracy": accuracy}
-
-    return jax.jit(step, donate_argnums=0)
-
-
 def train(name: str, config: dict[str, Any], recipe: Recipe, folder: Path) -> tuple[Backbone, list[dict[str, float]]]:
     """Trains a small ConvNeXt, or goes on with it from the last checkpoint in `folder`.
 
-    Returns the trained model and its history: loss, accuracy and images per second between checkpoints.
+    Returns the trained model and its history: the rows of its log, between checkpoints.
     """
-    rngs = nnx.Rngs(recipe.seed)
-    model = create_model("convnext_tiny", num_classes=len(CLASSES), rngs=rngs, **config)
+    model = create_model("convnext_tiny", num_classes=len(CLASSES), rngs=nnx.Rngs(recipe.seed), **config)
     spread_positions(model, recipe.position_spread)
-    graphdef, params = nnx.split(model)
-    rate = optax.warmup_cosine_decay_schedule(0.0, recipe.learning_rate, recipe.warmup_steps, recipe.steps)
-    optimise = optax.chain(optax.clip_by_global_norm(1.0), optimiser(rate, recipe.weight_decay))
-    step = make_step(graphdef, model.transform, optimise)
-    # Through numpy, which knows no weak types: with them the step would compile twice.
-    state = jax.tree.map(
-        lambda leaf: jnp.asarray(np.asarray(leaf)), {"params": params, "optimiser": optimise.init(params)}
+    parts, mesh, plain = parts_of(model), data_mesh(), recipe.plain
+    optimise = optax.chain(optax.clip_by_global_norm(1.0), plain.optimiser(1))
+    step = make_step(
+        parts,
+        optimise,
+        plain,
+        num_classes=len(CLASSES),
+        mean=model.transform.mean,
+        std=model.transform.std,
+        steps_per_epoch=1,
+        mesh=mesh,
     )
+    plan = Plan(recipe.steps, 1, recipe.batch_size, log_every=recipe.save_every, save_every=recipe.save_every)
 
-    keep = ocp.training.preservation_policies.LatestN(2)
-    with ocp.training.Checkpointer(folder.absolute(), preservation_policy=keep) as checkpointer:
-        done, history = 0, []
-        if latest := checkpointer.latest:
-            done, history = latest.step, checkpointer.metadata(latest.step).custom_metadata["history"]
-            state = checkpointer.load(done, state)
-            print(f"{name}: goes on from step {done}")
-        metrics: list[dict[str, Array]] = []
-        start = time.perf_counter()
-        for images, labels in training_batches(recipe, done):
-            state, metric = step(state, images, labels)
-            metrics.append(metric)
-            done += 1
-            if done % recipe.save_every and done < recipe.steps:
-                continue
-            loss, correct = (float(np.mean([metric[key] for metric in metrics])) for key in ("loss", "accuracy"))
-            speed = len(metrics) * recipe.batch_size / (time.perf_counter() - start)
-            history.append({"step": done, "loss": loss, "accuracy": correct, "images_per_second": speed})
-            checkpointer.save(done, state, force=True, custom_metadata={"history": history})
-            minutes = (recipe.steps - done) * recipe.batch_size / speed / 60
-            print(
-                f"{name}: step {done} of {recipe.steps}, loss {loss:.3f}, accuracy {correct:.3f}, "
-                f"{speed:.0f} images/s, {minutes:.1f} min left",
-                flush=True,
-            )
-            metrics, start = [], time.perf_counter()
-    return nnx.merge(graphdef, state["params"]), history
+    @contextmanager
+    def progress(left: int) -> Iterator[Callable[[int, str], None]]:
+        if left < recipe.steps:
+            print(f"{name}: goes on from step {recipe.steps - left}")
+        done = recipe.steps - left
+
+        def report(count: int, line: str) -> None:
+            nonlocal done
+            done += count
+            if line:
+                print(f"{name}: step {done} of {recipe.steps}, {line.partition(', ')[2]}", flush=True)
+
+        yield report
+
+    state = train_steps(
+        step,
+        initial_state(parts, optimise, average=False),
+        partial(training_batches, recipe),
+        plan,
+        folder,
+        mesh=mesh,
+        learning_rate=plain.schedule(1),
+        progress=progress,
+    )
+    shown = {"step": int, "loss": float, "accuracy": float, "images_per_second": float}
+    history = [{column: kind(row[column]) for column, kind in shown.items()} for row in read(folder / "log.csv")]
+    return cast(Backbone, model_of(parts, state)), history
 
 
 def main() -> None:
@@ -235,7 +235,10 @@ def main() -> None:
     else:
         save_weights(model, options.folder / name)
     report = {
-        "config": config | {"dcls": config["dcls"] and dataclasses.asdict(config["dcls"])},
+        "model": "convnext_tiny",
+        "config": {"num_classes": len(CLASSES)}
+        | config
+        | {"dcls": config["dcls"] and dataclasses.asdict(config["dcls"])},
         "recipe": dataclasses.asdict(recipe),
         "held_out": {"pictures": options.held_out, "accuracy": score},
         "history": history,

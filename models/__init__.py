@@ -5,6 +5,7 @@ from dcls_jax.models.checkpoints import CheckpointError, load_weights, save_weig
 from dcls_jax.models.classes import imagenet_classes
 from dcls_jax.models.convnext import ConvNeXt, ConvNeXtConfig
 from dcls_jax.models.create import create_model, list_models
+from dcls_jax.models.described import load_model, save_model
 from dcls_jax.models.fastvit import FastViT, FastViTConfig
 from dcls_jax.models.fusion import reparameterise
 from dcls_jax.models.metaformer import MetaFormer, MetaFormerConfig
@@ -28,9 +29,11 @@ __all__ = [
     "create_model",
     "imagenet_classes",
     "list_models",
+    "load_model",
     "load_weights",
     "preprocess",
     "reparameterise",
+    "save_model",
     "save_weights",
     "state_dict",
 ]

@@ -33,6 +33,18 @@ def list_models() -> list[str]:
     return list(MODELS)
 
 
+def variant_of(name: str) -> Variant:
+    """What is published of a model. Raises ValueError for an unknown name."""
+    return _known(name)[1]
+
+
+def _known(name: str) -> tuple[type, Variant]:
+    if name not in MODELS:
+        nearest = difflib.get_close_matches(name, list_models(), n=3, cutoff=0)
+        raise ValueError(f"name (={name!r}) is not a model; the nearest are {', '.join(nearest)}")
+    return MODELS[name]
+
+
 def published_file(name: str, *, dcls: bool, weights: str | PathLike[str]) -> Published | None:
     """The published file that `weights` of a model names, by "published" or by the file's own name; None for others."""
     _, variant = MODELS[name]
@@ -68,10 +80,7 @@ def create_model(
 
     Raises ValueError for an unknown name or setting and for weights that do not fit.
     """
-    if name not in MODELS:
-        nearest = difflib.get_close_matches(name, list_models(), n=3, cutoff=0)
-        raise ValueError(f"name (={name!r}) is not a model; the nearest are {', '.join(nearest)}")
-    family, variant = MODELS[name]
+    family, variant = _known(name)
     fields = [field.name for field in dataclasses.fields(variant.config)]
     for option in config:
         if option not in fields:

@@ -1,17 +1,13 @@
 """Orbax checkpoints, folders of nested numpy arrays: read, and written beside what they replace before they do."""
 
 import contextlib
-import gc
-import logging
 import os
 import pathlib
 import re
 import shutil
 import signal
-import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
 from typing import Any
@@ -20,12 +16,12 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from dcls_jax.errors import reason, said_once, system_error
 from dcls_jax.models.locks import hold
-from dcls_jax.models.state_dicts import HUB, CheckpointError, reason, shortened
+from dcls_jax.models.state_dicts import HUB, CheckpointError, shortened
 
 _MARKER = "_CHECKPOINT_METADATA"
 _ENTRIES = {_MARKER, "orbax.checkpoint", "commit_success.txt", "state"}
-_SILENCE = 0.2  # seconds after which threads have said what they have to say of an error
 
 
 def absolute(path: str | os.PathLike[str]) -> pathlib.Path:
@@ -85,12 +81,10 @@ def _write(
     first = jax.process_index() == 0
     with _held(folder, beside) if first else contextlib.nullcontext():
         try:
-            with _plain(beside) as place, _said_once():
+            with _plain(beside) as place, said_once():
                 ocp.save(place / "new", tree)
         except Exception as error:  # orbax raises many kinds for what is one thing to the user
-            if number := _number(error):
-                raise OSError(number, os.strerror(number), str(folder)) from error
-            raise OSError(f"the checkpoint {folder} could not be written: {reason(error)}") from error
+            raise system_error(error, folder) from error
         if check is not None:
             check(beside / "new")
         if first:
@@ -121,13 +115,6 @@ def _held(folder: pathlib.Path, beside: pathlib.Path) -> Iterator[None]:
             shutil.rmtree(beside, ignore_errors=True)
 
 
-def _number(error: Exception) -> int | None:
-    """The system's number of an error, of which TensorStore keeps the text alone."""
-    if found := re.search(r"os_error_code='(\d+)'", str(error)):
-        return int(found[1])
-    return error.errno if isinstance(error, OSError) else None
-
-
 @contextlib.contextmanager
 def _uninterrupted() -> Iterator[None]:
     """One Ctrl-C waits for the end of what is inside: stopped halfway, Orbax leaves threads that never end."""
@@ -149,39 +136,6 @@ def _uninterrupted() -> Iterator[None]:
         signal.signal(signal.SIGINT, handler)
         if waiting:
             handler(*waiting[0])
-
-
-@contextlib.contextmanager
-def _said_once() -> Iterator[None]:
-    """An error of Orbax is raised and no more: its threads and TensorStore's log and print pages of it besides."""
-    hook = sys.unraisablehook
-    heard: list[float] = []
-    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
-
-    def unless_closed(lost: Any) -> None:
-        if str(lost.exc_value) == "Event loop is closed":
-            heard.append(time.monotonic())
-        else:
-            hook(lost)
-
-    def no_error(record: logging.LogRecord) -> bool:
-        return record.levelno < logging.ERROR
-
-    sys.unraisablehook = unless_closed
-    for logger in loggers:
-        logger.addFilter(no_error)
-    try:
-        yield
-    except Exception:
-        gc.collect()  # tasks whose errors nobody asked for say so in the end
-        heard.append(time.monotonic())
-        while time.monotonic() - heard[-1] < _SILENCE:
-            time.sleep(_SILENCE / 10)
-        raise
-    finally:
-        sys.unraisablehook = hook
-        for logger in loggers:
-            logger.removeFilter(no_error)
 
 
 def _put_back(folder: pathlib.Path, beside: pathlib.Path) -> None:
@@ -209,7 +163,7 @@ def read_tree(folder: pathlib.Path) -> dict[str, np.ndarray]:
     from orbax.checkpoint import v1 as ocp
 
     try:
-        with _plain(folder) as place, _said_once():
+        with _plain(folder) as place, said_once():
             tree = ocp.load(place)
     except Exception as error:  # orbax raises many kinds for what is one thing to the user
         if not is_checkpoint(folder):

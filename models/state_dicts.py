@@ -11,6 +11,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from dcls_jax.errors import reason
+
 _WRAPPERS = (  # averaged weights before the last ones
     "state_dict_ema",
     "model_ema",
@@ -223,11 +225,6 @@ def _refusal(message: str) -> str | None:
         return "it is a TorchScript archive; where it was made, save its state_dict()"
     found = re.search(r"WeightsUnpickler error:\s*(.+)", message)
     return found and found[1]
-
-
-def reason(error: BaseException) -> str:
-    """An error's own words in one line."""
-    return re.split(r"\. |\n", str(error))[0][:300] or type(error).__name__
 
 
 def shortened(lines: Iterable[str], at_most: int = 10) -> list[str]:

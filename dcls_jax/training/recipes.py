@@ -43,7 +43,7 @@ class Recipe:
     """
 
     model: str
-    dcls: DclsConfig
+    dcls: DclsConfig | None
     epochs: int
     warmup_epochs: int
     batch_size: int

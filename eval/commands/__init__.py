@@ -2,7 +2,7 @@
 
 import typer
 
-from dcls_jax.eval.commands import evaluation, maps, models, report, suites
+from dcls_jax.eval.commands import evaluation, maps, models, report, suites, train
 
 app = typer.Typer(
     name="dcls-jax",
@@ -11,7 +11,18 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-_COMMANDS = evaluation.demo, maps.cam, models.convert, models.models, suites.suite, suites.study, report.report
+_COMMANDS = (
+    evaluation.demo,
+    maps.cam,
+    models.convert,
+    models.models,
+    train.train,
+    train.finetune,
+    maps.positions,
+    suites.suite,
+    suites.study,
+    report.report,
+)
 for function in _COMMANDS:
     app.command()(function)
 app.add_typer(evaluation.evaluations, name="eval")

@@ -107,9 +107,11 @@ def _accuracy(
 ) -> Sequence["Result"]:
     """How often a model is right, at once or in five guesses, beside what was published of its weights."""
     from dcls_jax.eval import accuracy
+    from dcls_jax.eval.metric import classes_of
 
-    samples = labelled(pictures)
-    return [accuracy.evaluate(subject.build(), samples, settings, published=subject.accuracy())]
+    samples, model = labelled(pictures), subject.build()
+    k = [number for number in (1, 5) if number == 1 or number <= classes_of(model, model.transform)]
+    return [accuracy.evaluate(model, samples, settings, k=k, published=subject.accuracy())]
 
 
 @evaluation("faithfulness")

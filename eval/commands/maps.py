@@ -1,14 +1,61 @@
-"""The command that draws maps."""
+"""The commands that draw."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from dcls_jax.eval.cli import at_work, printable
-from dcls_jax.eval.commands.options import Dcls, Dtype, Model, NumClasses, Weights, command
+from dcls_jax.eval.commands.options import CHECKPOINT, Dcls, Dtype, Model, NumClasses, Weights, built, command
 from dcls_jax.files import as_path
+
+
+@command
+def positions(
+    checkpoints: Annotated[
+        list[str], typer.Argument(help=f"{CHECKPOINT}; several, such as epochs of a run, in order.")
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model", "-m", help="Its name, of `dcls-jax models`; not needed where NAME.json beside says it."
+        ),
+    ] = None,
+    num_classes: NumClasses = 1000,
+    fields: Annotated[
+        bool, typer.Option("--fields/--no-fields", help="Also what a feature in the middle sees.")
+    ] = True,
+    out: Annotated[Path, typer.Option(help="The folder for positions.png and layers.png.")] = Path("results/positions"),
+) -> None:
+    """Draw where learned elements lie: for each stage, checkpoint by checkpoint, and for each layer of the last."""
+    from dcls_jax.eval.positions import layers_grid, positions_grid
+    from dcls_jax.eval.results import check_writable
+    from dcls_jax.models import load_model
+
+    at_work()
+    check_writable(out)
+    models = {
+        name: built(model, name, dcls=True, num_classes=num_classes) if model else load_model(name)
+        for name in dict.fromkeys(checkpoints)
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    *_, last = models.values()
+    layers = layers_grid(last)
+    titles = shortest([*models])
+    positions_grid(dict(zip(titles, models.values(), strict=True)), fields=fields).save(out / "positions.png")
+    layers.save(out / "layers.png")
+    print(printable(f"where elements lie: {out / 'positions.png'}, layer by layer: {out / 'layers.png'}"))
+
+
+def shortest(paths: Sequence[str]) -> list[str]:
+    """The ends of paths, as long as it takes to tell them apart."""
+    parts = [Path(path).parts for path in paths]
+    for length in range(1, max(map(len, parts)) + 1):
+        if len({it[-length:] for it in parts}) == len(parts):
+            return ["/".join(it[-length:]) for it in parts]
+    return list(paths)
 
 
 @command
@@ -56,14 +103,12 @@ def cam(
     from dcls_jax.cam.styles import check_style
     from dcls_jax.eval import pictures
     from dcls_jax.eval.results import check_writable
-    from dcls_jax.models import create_model
 
     at_work()
     check_style(style, alpha, colormap)
     check_writable(out)
-    built = create_model(model, dcls=dcls, num_classes=num_classes, weights=weights, dtype=dtype)
     manifest = pictures.explain_pictures(
-        built,
+        built(model, weights, dcls=dcls, num_classes=num_classes, dtype=dtype),
         images,
         out,
         methods=list(dict.fromkeys(name.strip() for name in methods.split(","))),

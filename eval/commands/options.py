@@ -81,11 +81,7 @@ class Subject:
 
     def build(self) -> "Backbone":
         """The model with its weights."""
-        from dcls_jax.models import create_model
-
-        return create_model(
-            self.model, dcls=self.dcls, num_classes=self.num_classes, weights=self.weights, dtype=self.dtype
-        )
+        return built(self.model, self.weights, dcls=self.dcls, num_classes=self.num_classes, dtype=self.dtype)
 
     def accuracy(self) -> "Sequence[Accuracy]":
         """What is said of the weights, where they are a published file."""
@@ -109,6 +105,22 @@ def is_first() -> bool:
     import jax
 
     return jax.process_index() == 0
+
+
+def built(model: str, weights: str, *, dcls: bool, num_classes: int, dtype: str = "float32") -> "Backbone":
+    """A model with its weights; of those that have a description beside them, with the settings that it says.
+
+    Raises ValueError where that says another model, and what `create_model` raises.
+    """
+    from dcls_jax.models import create_model, load_model
+    from dcls_jax.models.described import described
+
+    found = None if weights == "published" else described(weights)
+    if found is None:
+        return create_model(model, dcls=dcls, num_classes=num_classes, weights=weights, dtype=dtype)
+    if found.name != model:
+        raise ValueError(f"model (={model!r}) is not what the description beside {weights} says, {found.name!r}")
+    return load_model(weights, dtype=dtype)
 
 
 def labelled(pictures: Pictures) -> "Samples[tuple[Any, ...]]":

@@ -37,6 +37,9 @@ def run(monkeypatch, *arguments):
         ["eval", "accuracy"],
         ["eval", "sanity"],
         ["models"],
+        ["train"],
+        ["finetune"],
+        ["positions"],
     ],
 )
 def test_help_explains_every_option(monkeypatch, capsys, command):
@@ -44,7 +47,7 @@ def test_help_explains_every_option(monkeypatch, capsys, command):
     assert "Usage" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", [["convert"], ["cam"], ["eval", "clickme"]])
+@pytest.mark.parametrize("command", [["convert"], ["cam"], ["eval", "clickme"], ["finetune"], ["positions"]])
 def test_help_says_what_a_checkpoint_may_be(monkeypatch, capsys, command):
     monkeypatch.setenv("COLUMNS", "500")
     assert run(monkeypatch, *command, "--help") == 0

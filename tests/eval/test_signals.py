@@ -38,6 +38,7 @@ GOES_ON = "stopped; the same command goes on from here\n"
     [
         ("rich", ["convert", __file__, "there", "--model", "convnext_tiny"], "stopped\n"),
         ("jax", ["eval", "clickme", "x", "--model", "convnext_tiny"], GOES_ON),
+        ("jax", ["finetune", "x", "--data", "y"], GOES_ON),
     ],
 )
 def test_a_command_is_stopped_while_it_starts(module: str, command: list[str], says: str, number: int) -> None:

@@ -9,7 +9,7 @@ from dcls_jax.layers import DclsConfig
 from dcls_jax.models import create_model
 
 TINY = {"depths": (1,), "dims": (4,), "dcls": DclsConfig(3, 5, "v1")}
-RECIPE = Recipe(steps=4, small_steps=3, batch_size=2, learning_rate=1e-2, warmup_steps=1, save_every=2)
+RECIPE = Recipe(steps=4, small_steps=3, batch_size=8, learning_rate=1e-2, warmup_steps=1, save_every=2)
 
 
 class Killed(Exception):
@@ -49,7 +49,7 @@ def test_spread_positions_stay_on_the_grid():
 
 def test_shuffled_labels_stay_with_their_pictures():
     recipe = Recipe(steps=4, small_steps=0, batch_size=6, shuffled=12)
-    batches = list(train_sample.training_batches(recipe, 0))
+    batches = [(batch.images[0], batch.labels[0]) for batch in train_sample.training_batches(recipe, 0, 4)]
     for (images, labels), (later, same) in ((batches[0], batches[2]), (batches[1], batches[3])):
         np.testing.assert_array_equal(images, later)
         np.testing.assert_array_equal(labels, same)
