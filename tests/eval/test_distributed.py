@@ -15,7 +15,6 @@ import pytest
 import tiny
 
 from dcls_jax.eval import hosts
-from tests.conftest import slow
 
 PROCESS = f"""
 import os, signal, sys
@@ -67,7 +66,8 @@ def parts(out: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.as_for_users
-@pytest.mark.parametrize(("count", "who"), [(2, 0), slow(2, 1), slow(4, None)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("count", "who"), [(2, 0), (2, 1), (4, None)])
 def test_a_lost_process_ends_the_others_and_the_rerun_goes_on(
     count: int, who: int | None, shards: Path, tmp_path: Path
 ) -> None:
