@@ -96,6 +96,7 @@ def assert_as(alone: Path, folder: Path, end: dict[str, Any]) -> None:
         np.testing.assert_allclose(end[name], expected, atol=1e-3, rtol=1e-3, err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.as_for_users
 def test_eight_devices_are_as_one(alone: Path, tmp_path: Path) -> None:
     _, state = Run(tmp_path)()
@@ -131,6 +132,7 @@ def test_parts_of_a_batch_are_as_the_whole(tmp_path: Path) -> None:
         np.testing.assert_allclose(leaves(parts["params"])[name], expected, atol=1e-4, err_msg=name)
 
 
+@pytest.mark.slow
 def test_frozen_parts_stay(tmp_path: Path) -> None:
     parts, state = Run(tmp_path, 4, frozen=("stem", "norm"))()
     before = small.Net(rngs=small.nnx.Rngs(0))
@@ -163,6 +165,7 @@ def test_the_last_checkpoints_and_the_best_stay(tmp_path: Path) -> None:
     assert [row["top1"] for row in read(tmp_path / "log.csv") if row["top1"]] == ["0.1", "0.9", "0.3", "0.4", "0.5"]
 
 
+@pytest.mark.slow
 def test_evaluation_goes_on_after_a_stop(tmp_path: Path) -> None:
     """The best is remembered: a worse one after the stop is not kept."""
     values, kept = [0.8], []
@@ -178,6 +181,7 @@ def test_evaluation_goes_on_after_a_stop(tmp_path: Path) -> None:
     assert [row["step"] for row in read(tmp_path / "log.csv")][-1] == "16"
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
     program = (
         "import resource, signal, sys, small; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
@@ -195,6 +199,7 @@ def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_the_state_on_devices_is_not_the_one_handed_in(tmp_path: Path) -> None:
     parts, state = Run(tmp_path, steps=4)()
     model = small.model_of(parts, state)
