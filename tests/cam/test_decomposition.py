@@ -175,6 +175,7 @@ def test_factorisation_finds_parts_that_do_not_overlap(assert_close):
     assert_close(found.concepts, concepts, 1e-3)
 
 
+@pytest.mark.slow
 def test_factorisation_shifts_channels_and_back(a, assert_close):
     found = factorise(Given(), a, components=6)
     offset = a.min((0, 1, 2))
@@ -198,6 +199,7 @@ def test_more_steps_are_never_worse(a):
     assert errors == sorted(errors, reverse=True)
 
 
+@pytest.mark.slow
 def test_images_factorised_alone_do_not_meet(a, assert_close):
     together = factorise(Given(), a, components=3, joint=False)
     alone = factorise(Given(), a[1:], components=3, joint=False)
@@ -205,6 +207,7 @@ def test_images_factorised_alone_do_not_meet(a, assert_close):
     assert_close(together.maps[1:], alone.maps, 1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("space", [(20,), (5, 2, 2)])
 def test_factors_of_any_space_are_those_of_its_cells(a, space, assert_close):
     class Anywhere(Given):

@@ -108,6 +108,7 @@ def test_several_layers_at_once(model, images, assert_close):
         assert_close(maps, combined(raw, combine), 1e-5)
 
 
+@pytest.mark.slow
 def test_augmentation_is_the_mean_over_six_views(model, images, assert_close):
     views = [(scale, flip) for flip in (1, -1) for scale in (0.9, 1, 1.1)]
     expected = sum(compiled(model, scale * images[:, :, ::flip], LABELS)[..., ::flip] for scale, flip in views) / 6

@@ -99,6 +99,7 @@ def test_scores_count_when_they_are_positive(images):
     assert (run(Small(), images, LABELS, convention="paper") < 0).any()
 
 
+@pytest.mark.slow
 def test_a_classifier_that_does_not_look_gives_zero(images):
     model = Constant()
     assert jnp.abs(grad_cam(model, images, LABELS)).max() > 0
@@ -106,6 +107,7 @@ def test_a_classifier_that_does_not_look_gives_zero(images):
         assert not run(model, images, LABELS, convention=convention).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("convention", "clustering"), [slow("official", "k_means"), ("paper", "chunks")])
 def test_dead_groups_add_nothing(images, clustering, convention, assert_close):
     options = {"clustering": clustering, "convention": convention}
@@ -154,6 +156,7 @@ def test_k_means_finds_clusters_in_any_order():
     assert (labels(points, key=jax.random.key(0)) == labels(points, key=jax.random.key(0))).all()
 
 
+@pytest.mark.slow
 def test_clusters_do_not_depend_on_the_order_of_channels_as_chunks_do(images, assert_close):
     """Each channel a cluster: k-means sums none, in any order; chunks of two sum neighbours."""
     model, shuffled = Small(6), Small(6)

@@ -156,6 +156,7 @@ def test_full_grad_without_biases_is_input_times_gradient(images, assert_close):
     assert_close(jax.jit(full_grad)(model, images, LABELS), ((product - low) / (high - low)).sum(-1), 1e-5)
 
 
+@pytest.mark.slow
 def test_full_grad_maps_are_finite_at_image_size(images):
     for odd in (images, jnp.zeros_like(images), images.astype(jnp.bfloat16)):
         maps = jax.jit(full_grad)(Normalised(), odd, LABELS)
@@ -164,6 +165,7 @@ def test_full_grad_maps_are_finite_at_image_size(images):
         assert (maps >= 0).all()
 
 
+@pytest.mark.slow
 def test_full_grad_counts_what_it_does_not_differentiate(images, assert_close):
     def steps(x):  # piecewise constant and added: a bias
         return jax.nn.relu(x + (x > 0.5) + x.astype(jnp.int32).astype(x.dtype))

@@ -72,6 +72,7 @@ def test_chunks_and_images_alone_give_what_all_give_at_once(maps, chunk):
     check(alone, {name: each[1 : 1 + chunk] for name, each in maps.items()}, 1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("masks_at_a_time", [slow(1), 12])
 def test_how_many_masks_at_a_time_does_not_matter(maps, masks_at_a_time):
     masking = {name: row for name, row in OF_CONV_NET.items() if "masks_at_a_time" in options_of(row["method"])}
@@ -108,6 +109,7 @@ def test_a_class_without_weights_has_a_zero_map():
     assert not [name for name, maps in but(made, WITHOUT_TARGETS, BY_PROBABILITIES).items() if maps.any()]
 
 
+@pytest.mark.slow
 def test_mirrored_and_shuffled_channels_change_nothing_else():
     model, other = Cubic(), Cubic()
     order = jnp.array([2, 0, 1])

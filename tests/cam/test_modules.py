@@ -87,6 +87,7 @@ class ByHand:
         return self.model(images)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("methods", [("grad_cam", "score_cam"), slow(tuple(OPTIONS))])
 def test_inside_a_residual_block_the_other_branch_stays_as_it_is(methods, assert_close):
     model, images = random_model(lambda: small("convnext_tiny")), normal(2, 32, 32, 3)
@@ -208,6 +209,7 @@ def test_a_transformation_inside_changes_nothing(name, plain_maps, assert_close)
     check_all(explain_all(from_module(module), IMAGES, LABELS, wrapped_cuts()), plain_maps, assert_close)
 
 
+@pytest.mark.slow
 def test_augmented_maps_are_averages_over_whole_pictures(assert_close):
     model = from_module(random_model(lambda: Wrapped(nnx.Rngs(0))))
     chosen = at("blocks.all.1.conv", "integrated_grad_cam", "score_cam")
@@ -218,6 +220,7 @@ def test_augmented_maps_are_averages_over_whole_pictures(assert_close):
     check_all(explain_all(model, IMAGES, LABELS, augmented), expected, assert_close)
 
 
+@pytest.mark.slow
 def test_methods_of_pixels_need_no_layer(assert_close):
     module = random_model(lambda: Wrapped(nnx.Rngs(0)))
     pair = from_functions(lambda module, x: x, lambda module, x: module(x), module)

@@ -59,6 +59,7 @@ def vit():
     return random_model(lambda: example.ViT(rngs=nnx.Rngs(0)))
 
 
+@pytest.mark.slow
 def test_every_cut_of_the_transformer_leads_to_the_same_logits(vit, assert_close):
     images = normal(2, 32, 32, 3)
     expected = jax.jit(lambda model, x: model(x))(vit, images)

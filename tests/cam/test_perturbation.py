@@ -138,6 +138,7 @@ def test_score_cam_is_the_sum_over_enlarged_channels_of_its_authors(images, asse
     assert_close(resize(maps, (12, 15)), authors(Small()), 1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("convention", ["official", "torch_cam"])
 def test_one_mask_per_channel_is_score_cam(images, convention, assert_close):
     model = Small()
@@ -159,6 +160,7 @@ def test_score_cam_weighs_by_probabilities_whatever_the_scale_of_a_channel(image
     assert_close(own_scale, run("score_cam", model, images, jnp.full(3, 2), convention=logits), 1e-5)
 
 
+@pytest.mark.slow
 def test_a_classifier_that_does_not_look_weighs_channels_alike(images, assert_close):
     model = Constant()
     activations = model.features(images)

@@ -18,6 +18,7 @@ def images():
     return normal(2, 6, 5, 3)
 
 
+@pytest.mark.slow
 def test_integrated_gradients_sum_to_the_change_of_the_score(images, assert_close):
     model = ConvNet(activation=jax.nn.gelu)
     baseline = normal(2, 6, 5, 3, seed=1)

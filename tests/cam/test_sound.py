@@ -140,6 +140,7 @@ def test_custom_derivatives_tell_functions_apart(images):
     np.testing.assert_allclose(twice, 2 * once, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_mirrored_views_keep_regions_where_they_are(images, assert_close):
     class Dense(nnx.Module):
         def features(self, images):
@@ -202,6 +203,7 @@ def test_several_heads_are_explained_by_the_one_that_the_target_reads(images, as
         explain(model, images)
 
 
+@pytest.mark.slow
 def test_keys_of_the_old_kind_are_keys(images, assert_close):
     model = Moody()
     for key in (jax.random.PRNGKey(3), jax.random.split(jax.random.PRNGKey(3), 4)):
@@ -227,6 +229,7 @@ def test_baselines_of_each_image_are_cut_with_it(images, assert_close):
     assert_close(explain(model, images, LABELS, chunk=3, **options), explain(model, images, LABELS, **options), 1e-4)
 
 
+@pytest.mark.slow
 def test_guided_grad_cam_is_a_map_too(images, assert_close):
     model = Moody()
     terms = guided_grad_cam(model, images, LABELS)

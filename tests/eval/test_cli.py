@@ -131,6 +131,7 @@ def test_cam_writes_grid_maps_and_manifest(cam, tmp_path, picture):
     assert len(list((tmp_path / "out" / "overlays").iterdir())) == 4
 
 
+@pytest.mark.slow
 def test_cam_explains_the_most_probable_classes_at_several_layers(cam, picture):
     layers = ["--layer", "stages.1", "--layer", "stages.2"]
     code, manifest, maps = cam(picture, "--methods", "fem, eigen_cam", "--top-k", 3, *layers, "--style", "signed")

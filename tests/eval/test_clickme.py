@@ -133,6 +133,7 @@ def test_maps_without_positive_values_or_that_are_not_finite_are_said_to_be(tmp_
         assert result.skipped == 8 - expected.count(Status.COUNTED)
 
 
+@pytest.mark.slow
 def test_protocols_agree_where_nothing_is_cropped(shards: Path, whole: clickme.Result) -> None:
     uncropped = {"transform": Transform(resize=224, crop=224)}
     aligned, published = (tiny.evaluate(shards, protocol=p, **uncropped) for p in ("aligned", "published"))
@@ -140,6 +141,7 @@ def test_protocols_agree_where_nothing_is_cropped(shards: Path, whole: clickme.R
     assert abs(tiny.evaluate(shards, protocol="published").alignment - whole.alignment) > 1e-4
 
 
+@pytest.mark.slow
 def test_several_protocols_at_once_are_each_as_alone(shards: Path, whole: clickme.Result, tmp_path: Path) -> None:
     settings = Settings(batch_size=8, out=tmp_path, progress=False)
     published, aligned = clickme.evaluate_protocols(tiny.Tiny(), shards, settings=settings)  # type: ignore[arg-type]

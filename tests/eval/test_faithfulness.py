@@ -153,6 +153,7 @@ def test_a_perfect_map_deletes_at_once_and_inserts_at_once():
     np.testing.assert_allclose(faithfulness.relevance_gain(model, images, maps, preset=ten), [0.9], atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["rise", slow("torch_cam"), slow("xplique")])
 def test_relevance_gain_is_the_difference_of_two_orders(preset):
     model, images = ConvNet(), normal(2, SIDE, SIDE, 3)
@@ -240,6 +241,7 @@ def test_the_class_is_the_predicted_one_unless_given():
     np.testing.assert_allclose(worst[:, -1], jax.nn.softmax(logits).min(1), atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk", [1, 7, 1000])
 def test_chunks_do_not_change_curves(chunk):
     model, images, maps = ConvNet(), normal(3, SIDE, SIDE, 3), normal(3, 3, 3)
@@ -330,6 +332,7 @@ def test_adcc_is_the_harmonic_mean_of_its_parts():
         )
 
 
+@pytest.mark.slow
 def test_adcc_of_a_map_that_shows_nothing_is_zero():
     model, images = ConvNet(), jnp.ones((1, SIDE, SIDE, 3)) * normal(1, 1, 1, 3)
     result = faithfulness.adcc(from_functions(_itself, _sums, ()), images[..., :1], [0])

@@ -145,6 +145,7 @@ def test_the_mean_of_classes_means_is_compared_by_classes(tmp_path: Path) -> Non
     assert it.difference.mean == pytest.approx(values[1] - values[0])
 
 
+@pytest.mark.slow
 def test_results_with_many_records_are_resampled_together_each_on_its_own(tmp_path: Path) -> None:
     standard, dcls = pages.scores(1, 400), pages.scores(2, 400, shift=0.1)
     pages.write(tmp_path / "a", "small", {"aligned": {"spearman": standard}}, constant=range(0, 60))
@@ -335,6 +336,7 @@ def test_methods_are_held_against_each_other(tmp_path: Path) -> None:
     assert section.spreads[0].quantiles[2] == pytest.approx(np.median(first[1:]) / HUMAN_CEILING)
 
 
+@pytest.mark.slow
 def test_many_records_are_counted_in_cells_and_listed_in_part(tmp_path: Path) -> None:
     count = 12_000
     for method, seed in (("grad_cam", 1), ("layer_cam", 2)):

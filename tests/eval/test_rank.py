@@ -60,6 +60,7 @@ def test_ranks_by_hand(values: list[float], ranks: list[float]) -> None:
     np.testing.assert_array_equal(ranks_of(np.asarray(values, np.float32)), ranks)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [2, 3, 63, 64, 65, 4097])
 def test_ranks_at_any_size(size: int) -> None:
     values = np.random.default_rng(size).integers(0, size, size).astype(np.float32)

@@ -166,6 +166,7 @@ def test_max_sensitivity_is_the_largest_over_samples(explain, chunk):
     assert (np.asarray(result) > 0).all()
 
 
+@pytest.mark.slow
 def test_the_class_is_the_predicted_one_unless_given():
     model, images = ConvNet(), normal(2, 6, 6, 3)
     labels = model.head(model.features(images)).argmax(1)

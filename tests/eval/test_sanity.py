@@ -86,6 +86,7 @@ def test_random_layers_are_as_the_models_constructor_makes_them(model: Backbone)
     assert not changed(last, same)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ONE)
 def test_every_family_becomes_random_as_a_whole_and_stays_finite(name: str) -> None:
     trained: Backbone = random_model(lambda: small(name))  # type: ignore[assignment]
@@ -202,6 +203,7 @@ def test_a_run_gives_what_a_loop_over_pictures_gives(order: str, preset: str) ->
         assert results[-1].values[name] == pytest.approx(of_steps, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_entropy_is_compared_when_all_is_random() -> None:
     head, all_random, mean = run()
     assert {*head.values} == {*mean.values} == {*MEASURES}

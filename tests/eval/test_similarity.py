@@ -96,6 +96,7 @@ def test_ssim_of_lines_by_themselves(axis: int) -> None:
     assert sanity.ssim(a, b, axes=(axis,), data_range=2.0) == pytest.approx(np.mean(expected), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_the_notebook_of_the_paper_compares_columns_of_maps_in_the_unit_range() -> None:
     a, b = enlarged(0, 7, (64, 64)), 3 * enlarged(1, 7, (64, 64)) - 1
     found, standard = (sanity.similarity(a, b, preset=preset) for preset in ("adebayo", "standard"))
@@ -153,6 +154,7 @@ def test_constant_maps_have_no_correlation() -> None:
     assert np.isnan(sanity.ssim(constant, constant))
 
 
+@pytest.mark.slow
 def test_many_maps_at_once(strict: None) -> None:
     a, b = np.random.default_rng(0).standard_normal((2, 3, 48, 50)).astype(np.float32)
     together = jax.jit(jax.vmap(sanity.similarity))(a, b)

@@ -90,6 +90,7 @@ def test_columns_are_resampled_together() -> None:
     assert statistics.paired_bootstrap(x, key=jax.random.key(6)).low != alone.low
 
 
+@pytest.mark.slow
 def test_rows_that_are_drawn_do_not_depend_on_how_many_are_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     classes = np.arange(60) % 7
     whole = statistics.paired_bootstrap(SKEWED, key=KEY, resamples=250, classes=classes)
@@ -106,6 +107,7 @@ def test_scores_with_a_large_mean_keep_their_differences() -> None:
     assert far.high - 1e6 == pytest.approx(near.high, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_images_that_do_not_count_for_a_column_are_left_out_of_its_mean() -> None:
     scores = np.random.default_rng(0).gamma(4, size=(400, 2))
     whole = statistics.paired_bootstrap(scores, key=KEY)
@@ -135,6 +137,7 @@ def test_interval_covers_the_mean() -> None:
     assert 0.93 < covered < 0.97
 
 
+@pytest.mark.slow
 def test_interval_of_classes_covers_the_mean_of_classes_where_that_of_images_does_not() -> None:
     rng = np.random.default_rng(2)
     classes = np.repeat(np.arange(40), rng.integers(3, 9, 40))
@@ -149,6 +152,7 @@ def test_interval_of_classes_covers_the_mean_of_classes_where_that_of_images_doe
     assert 0.93 < covered(classes=classes, balanced=True) < 0.98
 
 
+@pytest.mark.slow
 def test_architectures_are_drawn_too() -> None:
     two = np.tile([0.0, 1.0], (5, 1))  # means of 0, 1/2, 1/2 and 1
     assert statistics.bootstrap_over_architectures(two, key=KEY, confidence=0.8) == (0.5, 0, 1)

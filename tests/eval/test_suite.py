@@ -78,6 +78,7 @@ def test_what_is_added_is_run_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert {stored.folder for stored in before} < {stored.folder for stored in after}
 
 
+@pytest.mark.slow
 def test_a_pass_that_was_stopped_goes_on_with_all_of_its_programs(tmp_path: Path) -> None:
     """Some of a pass are complete, and others lack a part: the bits are those of an undisturbed run."""
     plan = Plan(parse(SUITE, "two.yaml", tmp_path), tmp_path)

@@ -43,6 +43,7 @@ def test_orbax_round_trip(model, tmp_path):
     assert equal(load_weights(model, tmp_path / "checkpoint"), model)
 
 
+@pytest.mark.slow
 def test_frozen_models_round_trip_too(model, tmp_path, assert_close):
     frozen = freeze(load_weights(model, WEIGHTS))
     save_weights(frozen, tmp_path / "frozen")

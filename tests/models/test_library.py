@@ -77,6 +77,7 @@ def test_views():
     assert model.stem.norm.use_running_average
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ONE)
 def test_pickles(name, images):
     model = small(name)

@@ -108,6 +108,7 @@ def test_timms_names_lead_to_the_same_places():
     assert jax.tree.all(jax.tree.map(np.array_equal, nnx.state(load_weights(model, timms)), nnx.state(model)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tree_mode", [False, True])
 def test_branches_are_dropped_in_training_only(model, tree_mode):
     with nnx.set_graph_mode(not tree_mode), nnx.set_graph_updates(not tree_mode):

@@ -120,6 +120,7 @@ def test_a_killed_run_goes_on_on_other_devices(alone: Path, tmp_path: Path) -> N
     assert_as(alone, tmp_path, arrays_in(tmp_path / "end.npz"))
 
 
+@pytest.mark.slow
 def test_parts_of_a_batch_are_as_the_whole(tmp_path: Path) -> None:
     """Without what goes over a part: mixed pictures, batch statistics in use, noise and drops."""
     ends = []
@@ -152,6 +153,7 @@ def test_what_diverges_ends_with_the_last_good_checkpoint(tmp_path: Path) -> Non
         Run(tmp_path / "other", recipe=replace(wild, warmup_start=1e30))()
 
 
+@pytest.mark.slow
 def test_the_last_checkpoints_and_the_best_stay(tmp_path: Path) -> None:
     found, kept = iter([0.1, 0.9, 0.3, 0.4, 0.5]), []
     Run(tmp_path)(
