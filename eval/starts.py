@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 from dcls_jax.models import Backbone, Transform, create_model
 from dcls_jax.models.create import variant_of
 from dcls_jax.models.described import described
-from dcls_jax.models.folders import absolute
+from dcls_jax.models.folders import place_of
 from dcls_jax.training import Recipe
 
 
@@ -63,7 +63,7 @@ def for_fine_tuning(
     Raises FileNotFoundError where nothing is, CheckpointError for weights that do not fit, and ValueError where nothing
     says what they are of, or the description says something else.
     """
-    if checkpoint != "published" and not absolute(checkpoint).exists():
+    if checkpoint != "published" and not place_of(checkpoint).exists():
         raise FileNotFoundError(f"no checkpoint at {checkpoint}")
     found = None if checkpoint == "published" else described(checkpoint)
     name = found.name if found else model

@@ -207,9 +207,7 @@ def _identity(
     return {
         "model": name,
         "config": _json(vars(model)["config"]),
-        "recipe": {
-            key: it for key, it in _json(recipe).items() if key not in ("model", "dcls", "config", "unpublished")
-        },
+        "recipe": {key: it for key, it in _json(recipe).items() if key not in _OF_THE_MODEL},
         "data": {"train": data.train.identity(), "validation": validation, "classes": len(data.classes)},
         "options": {key: _json(getattr(options, key)) for key in _DECIDING},
         **origin,

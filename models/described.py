@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 
 import jax
 
-from dcls_jax.files import as_path, is_url, write_bytes
+from dcls_jax.files import write_bytes
 from dcls_jax.layers import DclsConfig
 from dcls_jax.models.backbone import Backbone
 from dcls_jax.models.checkpoints import save_weights
 from dcls_jax.models.create import MODELS, create_model
-from dcls_jax.models.folders import absolute
+from dcls_jax.models.folders import place_of
 from dcls_jax.models.state_dicts import CheckpointError
 from dcls_jax.models.transform import Transform
 
@@ -72,7 +72,7 @@ def save_model(model: Backbone, name: str, folder: str | PathLike[str], **notes:
 
 
 def _file(weights: str | PathLike[str]) -> Path:
-    path = as_path(weights) if is_url(weights) else absolute(weights)
+    path = place_of(weights)
     return path.with_suffix(".json") if path.is_file() else path.with_name(f"{path.name}.json")
 
 

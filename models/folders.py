@@ -17,6 +17,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from dcls_jax.errors import reason, said_once, system_error
+from dcls_jax.files import as_path, is_url
 from dcls_jax.models.locks import hold
 from dcls_jax.models.state_dicts import HUB, CheckpointError, shortened
 
@@ -29,6 +30,11 @@ def absolute(path: str | os.PathLike[str]) -> pathlib.Path:
     if re.match(r"[a-z][a-z0-9+.-]+:/", os.fspath(path)):
         raise ValueError(f"{os.fspath(path)} is a URL, expected a path")
     return pathlib.Path(os.path.expanduser(path)).absolute()
+
+
+def place_of(weights: str | os.PathLike[str]) -> pathlib.Path:
+    """Where a checkpoint is read from: a path from the root, or what a URL names."""
+    return as_path(weights) if is_url(weights) else absolute(weights)
 
 
 def is_checkpoint(folder: pathlib.Path) -> bool:

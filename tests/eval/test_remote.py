@@ -20,7 +20,7 @@ from dcls_jax.eval.suite import Plan, finish, parse
 from dcls_jax.eval.suite import load as load_suite
 from dcls_jax.eval.suite import run as cells
 from dcls_jax.files import as_path, create, write_bytes
-from dcls_jax.models import create_model, load_weights, save_weights
+from dcls_jax.models import create_model, load_model, load_weights, save_model, save_weights
 from tests.conftest import random_model
 
 upath = pytest.importorskip("upath", reason="needs the remote extra", exc_type=ImportError)
@@ -153,6 +153,10 @@ def test_checkpoints_and_suites_have_urls(store: str, tmp_path: Path, shards: Pa
     np.testing.assert_array_equal(loaded.fc.kernel[...], model.fc.kernel[...])  # type: ignore[union-attr]
     with pytest.raises(FileNotFoundError, match=f"no checkpoint at {store}/none.pth"):
         load_weights(model, f"{store}/none.pth")
+    save_model(model, "convnext_tiny", tmp_path / "weights")
+    write_bytes(as_path(f"{url}.json"), (tmp_path / "weights.json").read_bytes())  # a description beside it
+    described = load_model(url)
+    np.testing.assert_array_equal(described.fc.kernel[...], model.fc.kernel[...])  # type: ignore[union-attr]
     data = put(shards, store)
     suite = f"""
 models: [{{model: convnext_tiny, weights: weights}}]
