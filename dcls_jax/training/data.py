@@ -80,12 +80,22 @@ class Reading(NamedTuple):
 class _Load:
     """Picture `number` of a process, augmented; a class, so that it can be sent to workers."""
 
-    def __init__(self, order: grain.MapDataset[int], pictures: Pictures, augment: Augmentation, rows: Rows, seed: int):
-        self.order, self.pictures, self.augment, self.rows, self.seed = order, pictures, augment, rows, seed
+    def __init__(
+        self,
+        order: grain.MapDataset[int],
+        whole: int,
+        pictures: Pictures,
+        augment: Augmentation,
+        rows: Rows,
+        seed: int,
+    ):
+        self.order, self.whole, self.pictures, self.augment = order, whole, pictures, augment
+        self.rows, self.seed = rows, seed
 
     def __call__(self, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         place = self.rows.global_row(number)
-        sample = self.pictures[self.order[place]]
+        epoch, within = divmod(place, self.whole)  # not by a slice, which in older versions of grain repeats the first
+        sample = self.pictures[self.order[epoch * len(self.order) + within]]
         rng = np.random.default_rng((self.seed, *divmod(place, self.rows.batch_size)))
         image, erased = self.augment(Image.fromarray(sample.image), rng)
         return image, np.asarray(sample.label, np.int32), erased
@@ -113,8 +123,8 @@ def batches(
     Raises ValueError for fewer pictures than a batch, and what `pictures` raise.
     """
     whole = steps_per_epoch(pictures, rows.batch_size) * rows.batch_size
-    order = grain.MapDataset.range(len(pictures)).shuffle(seed=seed)[:whole]
-    load = _Load(order, pictures, augment, rows, seed)
+    order = grain.MapDataset.range(len(pictures)).shuffle(seed=seed)
+    load = _Load(order, whole, pictures, augment, rows, seed)
     ahead = max(2 * rows.own // max(1, reading.workers), reading.threads)
     dataset = (
         grain.MapDataset.range(start * rows.own, stop * rows.own)
