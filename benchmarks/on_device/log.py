@@ -15,6 +15,7 @@ from typing import Any
 import jax
 
 from dcls_jax import compiler_options
+from dcls_jax.memory import peak
 
 
 @dataclass(frozen=True)
@@ -76,12 +77,9 @@ class Program:
 
     @property
     def gibibytes(self) -> float | None:
-        """Arguments, results and what is needed between them, where the compiler says so."""
-        sizes = self.compiled.memory_analysis()
-        if sizes is None:
-            return None
-        parts = sizes.argument_size_in_bytes, sizes.output_size_in_bytes, sizes.temp_size_in_bytes
-        return (sum(parts) - sizes.alias_size_in_bytes) / 2**30
+        """What it holds at most, where the compiler says so."""
+        held = peak(self.compiled)
+        return None if held is None else held / 2**30
 
 
 def compiled(log: Log, programs: Iterable[Program], *, spare: float = 5) -> list[Program]:
