@@ -38,6 +38,7 @@ SURROUNDINGS = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
     "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "true",  # other processes may compile too
 }
 H200 = Path(__file__).with_name("h200.txtpb")
 COLUMNS = ("model", "step", "dtype", "compilation", "arguments", "temporary", "convolutions", "FFTs", "transposes")

@@ -145,6 +145,27 @@ def shifts(x: Array, kernel: Array, pads: Pads, strides: Strides) -> Array:
     return total.astype(x.dtype)
 
 
+def toeplitz(x: Array, kernel: Array, pads: Pads, strides: Strides) -> Array:
+    """A product per channel, for matrix units: an image is a vector, and its convolution a matrix.
+
+    For small images: the matrix has H' W' x H W numbers, of which those that are on one diagonal of a block are equal.
+    """
+    rows, columns = (
+        _cells_met(size, k, low, stride, (size + low + high - k) // stride + 1)
+        for size, k, (low, high), stride in zip(x.shape[1:3], kernel.shape[:2], pads, strides, strict=True)
+    )
+    by_row = _product("nwj,ijc->inwc", columns, kernel)
+    matrices = _product("mhi,inwc->cmnhw", rows, by_row)
+    y = jnp.einsum("bhwc,cmnhw->bmnc", x, matrices, preferred_element_type=at_least_float32(x))
+    return y.astype(x.dtype)
+
+
+def _cells_met(size: int, cells: int, low: int, stride: int, out: int) -> np.ndarray:
+    """(out, size, cells): 1 where an output meets a pixel by that cell of the kernel, along one axis."""
+    cell = np.arange(size)[None] - np.arange(out)[:, None] * stride + low
+    return (cell[..., None] == np.arange(cells)).astype(np.float32)
+
+
 def reachable(x: Array, kernel: Array, pads: Pads) -> tuple[Array, Pads]:
     """Without the kernel cells that only ever meet padding, as most do where the kernel outgrows the image."""
     slices, kept = [], []

@@ -3,9 +3,12 @@
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 from jax._src import compilation_cache
+from jax.sharding import NamedSharding, PartitionSpec
 
+from dcls_jax import depthwise_conv
 from tests.models.small import MODELS, SMALL
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
@@ -45,3 +48,23 @@ def test_in_float32_too(target):
 
 def test_for_four_chips_that_share_a_batch():
     check("tpu", "convnext_tiny", "bfloat16", chips=4)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("side", "channels", "kernel", "stride"),
+    [(56, 96, 17, 1), (28, 192, 7, 1), (14, 384, 17, 1), (7, 768, 17, 1), (112, 64, 3, 2), (56, 128, 7, 2)],
+)
+def test_convolutions_in_pallas_and_their_gradients_compile_in_seconds(side, channels, kernel, stride, dtype):
+    def step(x, cells):
+        def convolve(x, cells):
+            return depthwise_conv(x, cells, padding=kernel // 2, stride=stride, method="pallas")
+
+        y, pullback = jax.vjp(convolve, x, cells)
+        return y, *pullback(y)
+
+    there = NamedSharding(ahead.mesh_of("tpu"), PartitionSpec())
+    shapes = (8, side, side, channels), (kernel, kernel, channels)
+    program = jax.jit(step).lower(*(jax.ShapeDtypeStruct(shape, dtype, sharding=there) for shape in shapes)).compile()
+    assert program.as_text().count("tpu_custom_call") == 3
+    assert program.memory_analysis().temp_size_in_bytes < 2**28

@@ -32,7 +32,7 @@ X, K = normal(8, 7, 9, 16), normal(3, 5, 16, seed=1)
 
 def supported(method):
     if not LOWERINGS[method].supports("cpu", X, (1, 1)):
-        pytest.skip(f"{method} was not built at install")
+        pytest.skip(f"{method} is not for CPUs, or was not built at install")
     return method
 
 
@@ -50,7 +50,9 @@ def expected():
     return jax.jit(step, static_argnums=2)(X, K, "direct")
 
 
-@pytest.fixture(params=[slow(name) if name in ("fft", "dft") else name for name in LOWERINGS])  # "auto" takes no such
+@pytest.fixture(
+    params=[slow(name) if name in ("fft", "dft", "toeplitz") else name for name in LOWERINGS]
+)  # "auto" takes no such
 def method(request):
     return supported(request.param)
 

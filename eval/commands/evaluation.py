@@ -1,6 +1,5 @@
 """The commands that evaluate maps and models."""
 
-import inspect
 from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
@@ -9,7 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from dcls_jax.eval.cli import at_work, printable
-from dcls_jax.eval.commands.options import Dtype, Pictures, Subject, command, is_first, labelled, start
+from dcls_jax.eval.commands.options import (
+    Dtype,
+    Pictures,
+    Subject,
+    command,
+    is_first,
+    labelled,
+    parameters,
+    spread,
+    start,
+)
 from dcls_jax.files import as_path
 
 if TYPE_CHECKING:
@@ -41,15 +50,13 @@ def evaluation(name: str) -> Callable[[Callable[..., Sequence["Result"]]], None]
     """
 
     def register(function: Callable[..., Sequence["Result"]]) -> None:
-        own, shared = parameters(function)[2:], parameters(Subject)
+        own = parameters(function)[2:]
 
         @wraps(function)
-        def evaluate(**options: Any) -> None:
+        def evaluate(subject: Subject, **chosen: Any) -> None:
             from dcls_jax.eval.report import print_results
 
-            start(options["distributed"])
-            subject = Subject(**{option.name: options[option.name] for option in shared})
-            chosen = {option.name: options[option.name] for option in own}
+            start(subject.distributed)
             tags = [value for value in chosen.values() if value and isinstance(value, str)]
             folder = subject.out / "-".join((name, subject.name, *tags))
             results = function(subject, subject.settings(folder), **chosen)
@@ -57,16 +64,9 @@ def evaluation(name: str) -> Callable[[Callable[..., Sequence["Result"]]], None]
                 print_results(results)
                 print(printable(f"results: {folder}"))
 
-        taken = [option.replace(kind=option.KEYWORD_ONLY) for option in (*own, *shared)]
-        vars(evaluate).update(__signature__=inspect.Signature(taken))
-        evaluate.__annotations__ = {option.name: option.annotation for option in taken}
-        evaluations.command(name)(command(evaluate))
+        evaluations.command(name)(command(spread(Subject, own, evaluate)))
 
     return register
-
-
-def parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
-    return [*inspect.signature(function).parameters.values()]
 
 
 Method = Annotated[

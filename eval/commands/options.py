@@ -1,5 +1,6 @@
 """What several commands have in common."""
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import wraps
@@ -129,6 +130,24 @@ def labelled(pictures: Pictures) -> "Samples[tuple[Any, ...]]":
     from dcls_jax.eval.data.imagenet import ImageNet
 
     return ImageNet() if pictures is None else Folder(pictures)
+
+
+def parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
+    return [*inspect.signature(function).parameters.values()]
+
+
+def spread(shared: Callable[..., Any], own: Sequence[inspect.Parameter], function: Callable[..., None]) -> Any:
+    """function(options, ...) as a function of its `own` options and of the fields of `shared`, a dataclass."""
+    names = [option.name for option in parameters(shared)]
+
+    @wraps(function)
+    def of_them_all(**options: Any) -> None:
+        function(shared(**{name: options.pop(name) for name in names}), **options)
+
+    taken = [option.replace(kind=option.KEYWORD_ONLY) for option in (*own, *parameters(shared))]
+    vars(of_them_all).update(__signature__=inspect.Signature(taken))
+    of_them_all.__annotations__ = {option.name: option.annotation for option in taken}
+    return of_them_all
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:

@@ -1,14 +1,14 @@
 """The commands that train and fine-tune."""
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from dcls_jax.eval.cli import printable
-from dcls_jax.eval.commands.options import CHECKPOINT, Distributed, command, is_first, start
+from dcls_jax.eval.commands.options import CHECKPOINT, Distributed, command, is_first, parameters, spread, start
 
 if TYPE_CHECKING:
     from dcls_jax.eval.data.learning import Data
@@ -16,90 +16,102 @@ if TYPE_CHECKING:
     from dcls_jax.models import Backbone
     from dcls_jax.training import Recipe
 
-DataFrom = Annotated[
-    str,
-    typer.Option(
-        "--data", help="A folder with one of pictures for each class, or with train and val of these; or imagenet2012."
-    ),
-]
 Out = Annotated[Path, typer.Option(help="The folder of the run; the same command goes on there.")]
-Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="FIELD=VALUE", help="Another value for a field of the recipe; several times."),
-]
-Epochs = Annotated[int | None, typer.Option(help="In so many; warm-up and what else counts epochs in proportion.")]
-Batch = Annotated[
-    int | None, typer.Option("--batch-size", help="Pictures of a step, over all devices; rates in proportion to it.")
-]
-Rate = Annotated[float | None, typer.Option("--learning-rate", help="The largest, for that batch size.")]
-HoldOut = Annotated[float, typer.Option(help="Of a folder without val: the share of pictures to test with.")]
-Accumulate = Annotated[int, typer.Option(help="Parts of a batch, one after the other, where it fills the memory.")]
-DType = Annotated[
-    Literal["float32", "bfloat16"], typer.Option(help="In which layers compute; what is learned stays float32.")
-]
-Workers = Annotated[int, typer.Option(help="Processes that read and augment pictures; 0 for threads of this one.")]
-SaveEvery = Annotated[int, typer.Option(help="Steps between checkpoints; an epoch unless given.")]
-Keep = Annotated[int, typer.Option(help="How many last checkpoints stay, beside the best.")]
-WeightsEvery = Annotated[int, typer.Option(help="Also keep the weights after so many epochs, in epochs/; 0: never.")]
-Curves = Annotated[bool, typer.Option("--tensorboard", help="Also write curves; needs tensorboardX.")]
-GroupCam = Annotated[
-    float, typer.Option(help="Share of pictures of which is blurred what their Group-CAM says tells nothing of them.")
-]
 
 
-@command
+@dataclass(frozen=True)
+class Run:
+    """The pictures, and how a run on them goes: the options that training and fine-tuning share."""
+
+    data: Annotated[
+        str,
+        typer.Option(
+            help="A folder with one of pictures for each class, or with train and val of these; or imagenet2012."
+        ),
+    ]
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="Another value for a field of the recipe; several times."),
+    ] = None
+    hold_out: Annotated[float, typer.Option(help="Of a folder without val: the share of pictures to test with.")] = 0.1
+    accumulate: Annotated[
+        int, typer.Option(help="Parts of a batch, one after the other, where it fills the memory.")
+    ] = 1
+    dtype: Annotated[
+        Literal["float32", "bfloat16"], typer.Option(help="In which layers compute; what is learned stays float32.")
+    ] = "float32"
+    workers: Annotated[
+        int, typer.Option(help="Processes that read and augment pictures; 0 for threads of this one.")
+    ] = 0
+    save_every: Annotated[int, typer.Option(help="Steps between checkpoints; an epoch unless given.")] = 0
+    keep: Annotated[int, typer.Option(help="How many last checkpoints stay, beside the best.")] = 2
+    weights_every: Annotated[
+        int, typer.Option(help="Also keep the weights after so many epochs, in epochs/; 0: never.")
+    ] = 0
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write curves; needs tensorboardX.")] = False
+    group_cam: Annotated[
+        float,
+        typer.Option(help="Share of pictures of which is blurred what their Group-CAM says tells nothing of them."),
+    ] = 0.0
+    distributed: Distributed = False
+
+    def pictures(self, batch_size: int, out: Path) -> "Data":
+        """The data; what may be wrong with them or the folder is said before a model is made, which takes a while."""
+        from dcls_jax.eval.data.learning import data_of
+        from dcls_jax.eval.results import check_writable
+        from dcls_jax.eval.training import steps_of
+
+        data = data_of(self.data, hold_out=self.hold_out)
+        steps_of(data, batch_size, self.accumulate)
+        check_writable(out)
+        return data
+
+    def options(self, out: Path, **more: Any) -> "Options":
+        """Those of `fit`."""
+        from dcls_jax.eval.training import Options
+
+        same = "accumulate", "workers", "save_every", "keep", "tensorboard", "group_cam", "weights_every"
+        return Options(out, **{name: getattr(self, name) for name in same}, **more)
+
+
+def training(function: Callable[..., None]) -> Callable[..., None]:
+    """A command of function(run, its own options)."""
+    return command(spread(Run, parameters(function)[1:], function))
+
+
+@training
 def train(
+    run: Run,
     recipe: Annotated[str, typer.Argument(help="A published recipe: convnext_dcls_tiny, caformer_s18_dcls, ...")],
-    data: DataFrom,
     out: Out = Path("results/train"),
-    epochs: Epochs = None,
-    batch_size: Batch = None,
-    learning_rate: Rate = None,
-    changes: Set = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="In so many; warm-up and what else counts epochs in proportion.")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Pictures of a step, over all devices; rates in proportion to it.")
+    ] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="The largest, for that batch size.")] = None,
     dcls: Annotated[
         bool, typer.Option("--dcls/--no-dcls", help="With learnable spacings, or the usual kernels.")
     ] = True,
-    hold_out: HoldOut = 0.1,
-    accumulate: Accumulate = 1,
-    dtype: DType = "float32",
-    workers: Workers = 0,
-    save_every: SaveEvery = 0,
-    keep: Keep = 2,
-    weights_every: WeightsEvery = 0,
-    tensorboard: Curves = False,
-    group_cam: GroupCam = 0.0,
-    distributed: Distributed = False,
 ) -> None:
     """Train a model from the start by a published recipe; stopped or killed, the same command goes on."""
-    from dcls_jax.eval.data.learning import data_of
     from dcls_jax.eval.starts import untrained
-    from dcls_jax.eval.training import Options
     from dcls_jax.training import recipe as published
 
-    start(distributed)
-    chosen = _changed(published(recipe), epochs, batch_size, learning_rate, changes)
-    pictures = data_of(data, hold_out=hold_out)
-    _check(pictures, chosen.batch_size, accumulate, out)
-    model = untrained(chosen if dcls else replace(chosen, dcls=None), len(pictures.classes), dtype=dtype)
-    options = Options(
-        out,
-        accumulate,
-        workers,
-        save_every,
-        keep=keep,
-        tensorboard=tensorboard,
-        group_cam=group_cam,
-        weights_every=weights_every,
-    )
-    _fit(model, chosen.model, chosen, pictures, options, dtype=dtype, start="random weights")
+    start(run.distributed)
+    chosen = _changed(published(recipe), epochs, batch_size, learning_rate, run.changes)
+    pictures = run.pictures(chosen.batch_size, out)
+    model = untrained(chosen if dcls else replace(chosen, dcls=None), len(pictures.classes), dtype=run.dtype)
+    _fit(model, chosen.model, chosen, pictures, run.options(out), dtype=run.dtype, start="random weights")
 
 
-@command
+@training
 def finetune(
+    run: Run,
     checkpoint: Annotated[
         str, typer.Argument(help=f"What to begin with: {CHECKPOINT}; or 'published' to download it.")
     ],
-    data: DataFrom,
     model: Annotated[
         str | None,
         typer.Option(
@@ -119,66 +131,32 @@ def finetune(
     keep_head: Annotated[
         bool, typer.Option("--keep-head", help="The classes are the checkpoint's: go on with it.")
     ] = False,
-    changes: Set = None,
-    hold_out: HoldOut = 0.1,
-    accumulate: Accumulate = 1,
-    dtype: DType = "float32",
-    workers: Workers = 0,
-    save_every: SaveEvery = 0,
-    keep: Keep = 2,
-    weights_every: WeightsEvery = 0,
-    tensorboard: Curves = False,
-    group_cam: GroupCam = 0.0,
-    distributed: Distributed = False,
 ) -> None:
     """Fine-tune a checkpoint on pictures of other classes; stopped or killed, the same command goes on."""
-    from dcls_jax.eval.data.learning import data_of
     from dcls_jax.eval.starts import body, for_fine_tuning
-    from dcls_jax.eval.training import Options
 
-    start(distributed)
-    pictures = data_of(data, hold_out=hold_out)
-    _check(pictures, batch_size, accumulate, out)
+    start(run.distributed)
+    pictures = run.pictures(batch_size, out)
     built, name, recipe = for_fine_tuning(
         checkpoint,
         len(pictures.classes),
         model=model,
         dcls=dcls,
-        dtype=dtype,
+        dtype=run.dtype,
         new_head=not keep_head,
-        changes={"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate} | _values(changes),
+        changes={"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate} | _values(run.changes),
     )
     frozen = tuple(dict.fromkeys(part for it in freeze or () for part in (body(built) if it == "body" else [it])))
-    options = Options(
-        out,
-        accumulate,
-        workers,
-        save_every,
-        keep=keep,
-        tensorboard=tensorboard,
-        frozen=frozen,
-        layer_decay=layer_decay,
-        group_cam=group_cam,
-        weights_every=weights_every,
-    )
     head = "the head goes on too" if keep_head else f"the head is new, for {len(pictures.classes)} classes"
     _say(f"begins with {checkpoint}; {head}")
-    _fit(built, name, recipe, pictures, options, dtype=dtype, start=checkpoint)
+    options = run.options(out, frozen=frozen, layer_decay=layer_decay)
+    _fit(built, name, recipe, pictures, options, dtype=run.dtype, start=checkpoint)
 
 
 def _say(line: str) -> None:
     """Print a line, in one process of a job."""
     if is_first():
         print(printable(line))
-
-
-def _check(data: "Data", batch_size: int, accumulate: int, out: Path) -> None:
-    """What may be wrong is said before a model is made, which takes a while."""
-    from dcls_jax.eval.results import check_writable
-    from dcls_jax.eval.training import steps_of
-
-    steps_of(data, batch_size, accumulate)
-    check_writable(out)
 
 
 def _fit(model: "Backbone", name: str, recipe: "Recipe", data: "Data", options: "Options", **origin: Any) -> None:

@@ -1,0 +1,62 @@
+"""The kernels for TPUs, interpreted; `make aot` compiles them."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from dcls_jax import pallas
+from dcls_jax.padding import explicit_padding, per_axis
+from tests.conftest import slow
+from tests.test_lowerings import CASES, exact
+
+SIZES = {
+    "as ConvNeXt's": ((28, 28), (17, 17), 8, 1),
+    "a kernel beyond the image": ((7, 7), (17, 17), 8, 1),
+    "as FastViT's": ((15, 14), (7, 7), 3, 2),
+    "uneven strides": ((11, 16), (17, 5), ((9, 7), (0, 4)), (2, 1)),
+}
+
+
+def check(size, kernel_size, padding, stride, assert_close, *, channels=6, dtype="float32"):
+    x, kernel, direction, (y, _, to_kernel) = exact(size, kernel_size, padding, stride, channels, dtype)
+    strides = per_axis(stride, 2, "stride")
+    pads = explicit_padding(padding, size=size, kernel_size=kernel_size, stride=strides)
+
+    @jax.jit
+    def run(x, kernel, direction):
+        interpreted = {"pads": pads, "strides": strides, "interpret": True}
+        return (
+            pallas.depthwise(x, kernel, **interpreted),
+            pallas.kernel_gradient(x, direction, size=kernel_size, **interpreted),
+        )
+
+    for result, exactly in zip(run(x, kernel, direction), (y, to_kernel), strict=True):
+        assert result.dtype == dtype
+        assert_close(result.astype(jnp.float32), exactly, 2e-6 if dtype == "float32" else 2**-8)
+
+
+@pytest.mark.parametrize("dtype", ["float32", slow("bfloat16")])
+@pytest.mark.parametrize("case", [pytest.param(case, id=name) for name, case in SIZES.items()])
+def test_kernels_are_exact(case, dtype, assert_close):
+    check(*case, assert_close, dtype=dtype)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_every_case_of_the_lowerings(case, assert_close):
+    check(*case, assert_close)
+
+
+@pytest.mark.parametrize("channels", [slow(128), 200])
+def test_channels_that_do_not_fill_the_lanes(channels, assert_close):
+    check((9, 8), (3, 5), 2, 1, assert_close, channels=channels)
+
+
+def test_blocks_of_rows_and_sums_that_do_not_divide_the_image(monkeypatch, assert_close):
+    monkeypatch.setattr(pallas, "BLOCK", 2**16)
+    monkeypatch.setattr(pallas, "REGISTERS", 9)
+    check((23, 20), (5, 3), 2, 1, assert_close)
+    blocks = pallas._divided(jnp.zeros((1, 23, 20, 6)), (5, 3), ((2, 2), (2, 2)), (1, 1))
+    assert blocks.number > 2
+    assert blocks.height % blocks.rows
+    assert blocks.at_once == 3
