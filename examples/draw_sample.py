@@ -4,6 +4,7 @@ Every picture shows one object of ten classes (`CLASSES`) among objects of other
 same way, over clutter: nothing but one outline tells the class. The "human" heatmap is that object, blurred.
 
     python examples/draw_sample.py eval/sample
+    python examples/draw_sample.py pictures --folders --count 320    # as `dcls-jax finetune --data pictures` takes them
 """
 
 import argparse
@@ -217,13 +218,30 @@ def write_sample(folder: Path, *, count: int = 128, shards: int = 2, seed: int =
     return paths
 
 
+def write_folders(folder: Path, *, count: int = 128, seed: int = 0) -> list[Path]:
+    """Draws `count` pictures to learn from, and as many to test with: `folder`/train/CLASS/*.jpg and .../val/CLASS."""
+    names, parts = list(CLASSES), [folder / "train", folder / "val"]
+    for part, split in zip(parts, ("train", "held_out"), strict=True):
+        for index in range(count):
+            picture = draw(split, index, seed=seed)
+            path = part / names[picture.label] / f"{index:05}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(encode_jpeg(picture.image, 84))
+    return parts
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="where the shards are written")
-    parser.add_argument("--count", type=int, default=128, help="number of pictures (%(default)s)")
+    parser.add_argument("folder", type=Path, help="where the shards, or folders, are written")
+    parser.add_argument("--count", type=int, default=128, help="number of pictures, of folders twice (%(default)s)")
     parser.add_argument("--shards", type=int, default=2, help="number of files (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="another seed draws other pictures (%(default)s)")
+    parser.add_argument("--folders", action="store_true", help="folders of pictures to train and test with, no shards")
     options = parser.parse_args()
+    if options.folders:
+        for part in write_folders(options.folder, count=options.count, seed=options.seed):
+            print(f"{part}: {options.count} pictures of {len(CLASSES)} classes")
+        return
     for path in write_sample(options.folder, count=options.count, shards=options.shards, seed=options.seed):
         print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
 

@@ -48,11 +48,16 @@ _options: dict[str, object] = {}  # for the test that runs
 
 @cache
 def _quick_options() -> dict[str, object]:
-    try:
-        jax.jit(lambda x: x, compiler_options=_QUICK).lower(0).compile()
-    except jax.errors.JaxRuntimeError:  # a jaxlib that does not know them
-        return {}
-    return _QUICK
+    """Those that this jaxlib knows."""
+
+    def known(option: str) -> bool:
+        try:
+            jax.jit(lambda x: x, compiler_options={option: _QUICK[option]}).lower(0).compile()
+        except jax.errors.JaxRuntimeError:
+            return False
+        return True
+
+    return {option: value for option, value in _QUICK.items() if known(option)}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -4,7 +4,7 @@ from io import BytesIO
 import google_crc32c
 import numpy as np
 import pytest
-from draw_sample import CLASSES, SIZE, draw, write_sample
+from draw_sample import CLASSES, SIZE, draw, write_folders, write_sample
 from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2
 
@@ -79,3 +79,13 @@ def test_shards_parse_back(tmp_path):
         assert list(feature["label"].int64_list.value) == [picture.label]
         assert np.abs(np.asarray(image, int) - picture.image).mean() < 5
         assert np.abs(np.asarray(heatmap, int) - picture.heatmap).mean() < 2
+
+
+def test_folders_hold_the_pictures_of_a_split_by_class(tmp_path):
+    train, val = write_folders(tmp_path, count=12)
+    for part, split in ((train, "train"), (val, "held_out")):
+        files = sorted(part.glob("*/*.jpg"), key=lambda path: path.stem)
+        assert [path.stem for path in files] == [f"{index:05}" for index in range(12)]
+        assert [path.parent.name for path in files[:10]] == list(CLASSES)
+        shown = np.asarray(Image.open(files[11]), np.float32)
+        assert np.abs(shown - draw(split, 11).image).mean() < 4  # JPEG's loss
