@@ -66,6 +66,11 @@ def open_forward(path: Path) -> BinaryIO:
     return path.open("rb")
 
 
+def read_bytes(path: Path) -> bytes:
+    """A file's content, of a URL by one request, so that it is as one writer left it. Raises FileNotFoundError."""
+    return _fs(path).cat_file(_key(path)) if is_remote(path) else path.read_bytes()
+
+
 def read_range(path: Path, start: int, stop: int) -> bytes:
     """The bytes from `start` to `stop` of a file, fewer where it ends, of a URL by one request; threads may all ask."""
     if is_remote(path):

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from dcls_jax.files import create, write_bytes
+from dcls_jax.files import create, read_bytes, write_bytes
 from dcls_jax.models.locks import InUseError, now
 
 RENEWED = 5.0  # seconds from one renewal to the next
@@ -54,7 +54,7 @@ def _living(lock: Path) -> str:
 
 def _content(lock: Path) -> str:
     try:
-        return lock.read_bytes().decode(errors="replace")
+        return read_bytes(lock).decode(errors="replace")
     except FileNotFoundError:
         return ""
 

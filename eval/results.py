@@ -27,7 +27,7 @@ import numpy as np
 from dcls_jax.eval.hosts import together
 from dcls_jax.eval.locks import ResultsError, hold
 from dcls_jax.eval.status import Scores, Status, counted
-from dcls_jax.files import AnyPath, as_path, is_remote, make_folder, write_bytes, write_file
+from dcls_jax.files import AnyPath, as_path, is_remote, make_folder, read_bytes, write_bytes, write_file
 from dcls_jax.models.locks import now
 from dcls_jax.models.state_dicts import shortened
 
@@ -211,7 +211,7 @@ def _leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str,
 
 def _arrays(path: Path) -> Arrays:
     try:
-        with np.load(io.BytesIO(path.read_bytes())) as part:
+        with np.load(io.BytesIO(read_bytes(path))) as part:
             return dict(part)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ResultsError(f"{path} cannot be read ({error}); delete it and run again") from error
@@ -220,7 +220,7 @@ def _arrays(path: Path) -> Arrays:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object. Raises ResultsError for what cannot be read as one."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_bytes(path).decode())
         if not isinstance(content, dict):
             raise ValueError("it holds no object")
         _flat(content)  # nested less deep than the parser bears, it may still be too deep here

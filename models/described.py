@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from dcls_jax.files import write_bytes
+from dcls_jax.files import read_bytes, write_bytes
 from dcls_jax.layers import DclsConfig
 from dcls_jax.models.backbone import Backbone
 from dcls_jax.models.checkpoints import save_weights
@@ -39,7 +39,7 @@ def described(weights: str | PathLike[str]) -> Description | None:
     if not file.is_file():
         return None
     try:
-        content = json.loads(file.read_text())
+        content = json.loads(read_bytes(file))
         name = content["model"]
         config = {key: _value(key, value) for key, value in content["config"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -7,7 +7,7 @@ from typing import Any
 
 from dcls_jax.eval.gallery import GALLERY
 from dcls_jax.eval.results import ResultsError, read_json
-from dcls_jax.files import AnyPath, as_path
+from dcls_jax.files import AnyPath, as_path, read_bytes
 
 _TYPES = {".jpg": "image/jpeg", ".png": "image/png"}
 
@@ -54,4 +54,4 @@ def _has_maps(content: Mapping[str, Any], comparison: Mapping[str, Any]) -> bool
 def _uri(folder: Path, name: str) -> str:
     """A file of the folder itself."""
     file = folder / Path(name).name
-    return f"data:{_TYPES[file.suffix]};base64,{base64.b64encode(file.read_bytes()).decode()}"
+    return f"data:{_TYPES[file.suffix]};base64,{base64.b64encode(read_bytes(file)).decode()}"

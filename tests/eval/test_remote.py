@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ from dcls_jax.eval.results import ResultsError, ResultsFolder, check_writable, l
 from dcls_jax.eval.suite import Plan, finish, parse
 from dcls_jax.eval.suite import load as load_suite
 from dcls_jax.eval.suite import run as cells
-from dcls_jax.files import as_path, create, write_bytes
+from dcls_jax.files import as_path, create, read_bytes, write_bytes
 from dcls_jax.models import create_model, load_model, load_weights, save_model, save_weights
 from tests.conftest import random_model
 
@@ -76,6 +77,27 @@ def test_a_file_is_there_once_and_whole(store: str) -> None:
     assert path.read_bytes() == b"three"
     check_writable(as_path(f"{store}/deep"))
     assert [found.name for found in as_path(f"{store}/deep").iterdir()] == ["a file"]
+
+
+def test_a_file_that_is_written_anew_is_read_as_one_of_them(store: str) -> None:
+    """S3 tells a reader that asks twice, for its size and for its content, that the first is gone."""
+    path, contents, over = as_path(f"{store}/lock"), {b"one", b"the other"}, threading.Event()
+    write_bytes(path, b"one")
+
+    def rewrite() -> None:
+        while not over.is_set():
+            for content in contents:
+                write_bytes(path, content)
+
+    writer = threading.Thread(target=rewrite)
+    writer.start()
+    try:
+        assert {read_bytes(path) for _ in range(100)} <= contents
+    finally:
+        over.set()
+        writer.join()
+    with pytest.raises(FileNotFoundError):
+        read_bytes(as_path(f"{store}/nothing"))
 
 
 def test_records_are_read_by_ranges(store: str, shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
