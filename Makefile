@@ -3,13 +3,17 @@ PYTHON ?= python3
 BIN := .venv/bin
 UV := $(BIN)/uv pip install --quiet --compile-bytecode --python
 
-.PHONY: demo test browser parity sanitize package aot torture lowest newest lint
+.PHONY: demo test long browser parity sanitize package aot torture lowest newest lint
 
 demo: .venv/installed
 	$(BIN)/dcls-jax demo
 
 test: .venv/installed
 	$(BIN)/python -m pytest -n auto --dist worksteal
+
+# Whole programs, run, killed and run again, in one process and several: ten minutes on two cores.
+long: .venv/installed
+	$(BIN)/python -m pytest -n auto --dist worksteal -m long
 
 # The report in a browser; needs Chromium in the PATH, which is not on PyPI (Debian's package is `chromium`).
 browser: .venv/installed
@@ -24,7 +28,7 @@ ALONE := torchvision% timm% grad-cam%
 parity: .venv/installed
 	$(BIN)/python -m pip install --quiet $(filter-out $(ALONE),$(ORIGINALS))
 	$(BIN)/python -m pip install --quiet --no-deps $(filter $(ALONE),$(ORIGINALS))
-	DCLS_JAX_TEST_OPTIMISED=1 $(BIN)/python -m pytest -n auto --dist loadfile -m "parity or optimised or slow"
+	DCLS_JAX_TEST_OPTIMISED=1 $(BIN)/python -m pytest -n auto --dist loadfile -m "(parity or optimised or slow) and not long"
 
 # The native kernels under the address and undefined behaviour sanitizers; needs g++.
 SANITIZED = build/sanitized/_kernels.so
@@ -63,12 +67,12 @@ SUBSET ?=
 lowest: .venv/installed
 	$(BIN)/uv venv --quiet --allow-existing --python $(PYTHON) .venv-lowest
 	$(UV) .venv-lowest/bin/python --resolution lowest-direct --editable ".[test]"
-	.venv-lowest/bin/python -m pytest -n auto --dist worksteal -m "not package and not parity and not aot" $(SUBSET)
+	.venv-lowest/bin/python -m pytest -n auto --dist worksteal -m "not package and not long and not parity and not aot" $(SUBSET)
 
 newest: .venv/installed
 	$(BIN)/uv venv --quiet --allow-existing --python $(NEWEST_PYTHON) .venv-newest
 	$(UV) .venv-newest/bin/python --upgrade --editable ".[test]"
-	.venv-newest/bin/python -m pytest -n auto --dist worksteal -m "not package and not parity and not aot" $(SUBSET)
+	.venv-newest/bin/python -m pytest -n auto --dist worksteal -m "not package and not long and not parity and not aot" $(SUBSET)
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -36,6 +36,11 @@ def slow(*values: Any) -> Any:
     return pytest.param(*values, marks=pytest.mark.slow)
 
 
+def long(*values: Any) -> Any:
+    """A case that `make long` runs."""
+    return pytest.param(*values, marks=pytest.mark.long)
+
+
 # Options with which programs are compiled in a fifth of the time, to run slower. XLA's own passes, fusion among them,
 # are the same; fused loops are written by its older generator, and LLVM does not optimise, all in one piece.
 _QUICK = {

@@ -15,7 +15,7 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, SCRIPT, *map(str, arguments)], capture_output=True, text=True, cwd=ROOT)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_section_measures_on_any_machine(tmp_path):
     done = run("--small", "--out", tmp_path, "--budget", 600)
     assert done.returncode == 0, done.stderr

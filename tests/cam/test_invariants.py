@@ -142,7 +142,7 @@ def test_classes_are_told_apart():
         assert maps[1, :, 2:].mean() > maps[1, :, :2].mean(), name
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_eigen_smoothing_is_the_first_singular_vector_of_what_is_summed():
     """But for Integrated Grad-CAM, which takes a ReLU of its sums."""
     summing = {

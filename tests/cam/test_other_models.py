@@ -83,7 +83,7 @@ def test_a_class_token_leaves_the_last_blocks_patches_without_a_path(vit):
     assert not maps.any()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_example_runs_and_its_maps_find_the_square(tmp_path, capsys):
     maps = example.main(str(tmp_path / "maps.png"), methods=["grad_cam"], steps=60)
     assert (tmp_path / "maps.png").read_bytes().startswith(b"\x89PNG")

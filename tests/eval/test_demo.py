@@ -22,7 +22,7 @@ def test_trained_models_know_the_sample():
         assert trained["held_out"]["accuracy"] > 0.9
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_demo_writes_scores_and_pictures(tmp_path):
     results = demo.run(tmp_path, pictures=2)
     assert len(results) == 2 * 2 * 2  # models, methods, protocols

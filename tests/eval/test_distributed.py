@@ -15,6 +15,7 @@ import pytest
 import tiny
 
 from dcls_jax.eval import hosts
+from tests.conftest import long
 
 PROCESS = f"""
 import os, signal, sys
@@ -67,7 +68,7 @@ def parts(out: Path) -> dict[str, bytes]:
 
 @pytest.mark.as_for_users
 @pytest.mark.slow
-@pytest.mark.parametrize(("count", "who"), [(2, 0), (2, 1), (4, None)])
+@pytest.mark.parametrize(("count", "who"), [(2, 0), long(2, 1), long(4, None)])
 def test_a_lost_process_ends_the_others_and_the_rerun_goes_on(
     count: int, who: int | None, shards: Path, tmp_path: Path
 ) -> None:
@@ -93,7 +94,7 @@ def test_a_lost_process_ends_the_others_and_the_rerun_goes_on(
 
 
 @pytest.mark.as_for_users
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_suite_of_two_processes_ends_with_one_report(tmp_path: Path) -> None:
     (tmp_path / "suite.yaml").write_text(SUITE)
     ends = job(2, ["suite", tmp_path / "suite.yaml"], tmp_path / "two")

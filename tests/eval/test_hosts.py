@@ -15,7 +15,7 @@ import pytest
 import tiny
 
 from dcls_jax.eval.data.records import write_records
-from tests.conftest import slow
+from tests.conftest import long
 
 ANSWER = "answer: "
 PROCESS = f"""
@@ -62,7 +62,7 @@ def run(records: Path, out: Path, late: tuple[float, float], metrics: Sequence[s
 
 @pytest.mark.slow
 @pytest.mark.as_for_users
-@pytest.mark.parametrize("metrics", [("clickme", "accuracy"), slow(("faithfulness", "localisation"))])
+@pytest.mark.parametrize("metrics", [("clickme", "accuracy"), long(("faithfulness", "localisation"))])
 def test_each_process_returns_the_whole_however_late_one_is(
     shards: Path, tmp_path: Path, metrics: tuple[str, ...]
 ) -> None:
@@ -77,7 +77,7 @@ def test_each_process_returns_the_whole_however_late_one_is(
         assert json.loads((tmp_path / metric / "summary.json").read_text())["hosts"] == 2
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_where_one_process_fails_all_do(tmp_path: Path) -> None:
     records = [tiny.example(i) for i in range(12)]
     records[5] = b"no example"  # in the second batch, the second process's

@@ -23,7 +23,7 @@ from dcls_jax.models import CheckpointError, Transform, create_model, load_model
 from dcls_jax.models.described import described
 from dcls_jax.training import recipe
 from dcls_jax.training.log import read
-from tests.conftest import random_model, slow
+from tests.conftest import long, random_model
 
 START = SAMPLE / "convnext_dcls"
 FINE = ["--epochs", 2, "--batch-size", 8, "--set", "size=32", "--set", "rand_augment=''", "--set", "erasing=0"]
@@ -73,7 +73,7 @@ def arrays(model: nnx.Module) -> dict[str, np.ndarray]:
     return {".".join(map(str, path)): np.asarray(leaf[...]) for path, leaf in flat}
 
 
-@pytest.mark.parametrize("begins", ["tiny", slow("sample")])
+@pytest.mark.parametrize("begins", ["tiny", long("sample")])
 def test_fine_tuning_keeps_the_body_and_says_that_the_head_is_new(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -138,7 +138,7 @@ def test_all_of_it_learns_with_positions_faster(
     assert not (tmp_path / "run" / "best").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_recipe_is_trained_from_the_start(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, pictures: Path
 ) -> None:
@@ -257,7 +257,7 @@ def test_a_checkpoint_says_what_it_is_of(tmp_path: Path) -> None:
         load_model(tmp_path / "own.v1")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.as_for_users
 def test_the_processes_of_a_job_train_together(tmp_path: Path, pictures: Path, tiny: Path) -> None:
     """As SLURM starts them: the job's variables are all that they are told."""

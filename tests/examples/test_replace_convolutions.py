@@ -24,7 +24,7 @@ def test_the_network_becomes_dcls_and_says_the_same(assert_close, capsys):
     assert set(labels.tolist()) == {0, 1}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_it_sees_farther_with_dcls():
     plain, with_dcls = example.main()
     assert plain < 0.65

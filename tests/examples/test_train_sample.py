@@ -16,7 +16,7 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_run_ends_with_the_same_parameters(tmp_path, monkeypatch, capsys):
     whole, history = train("tiny", TINY, RECIPE, tmp_path / "whole")
     assert [entry["step"] for entry in history] == [2, 4]

@@ -89,7 +89,7 @@ def test_timm_names_lead_to_the_same_places():
     assert jax.tree.all(jax.tree.map(np.array_equal, nnx.state(loaded), nnx.state(model)))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_training_moves_statistics_and_drops_paths(assert_close):
     model, expected = golden("fastvit_base")
     model, images = nnx.clone(model), expected["image"]

@@ -269,7 +269,7 @@ def test_positions_are_swapped_wherever_they_are_from(tmp_path):
         np.testing.assert_array_equal(swapped.positions.P[...], model.positions.P[...][::-1])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_damaged_orbax_checkpoints_are_named(tmp_path):
     save_weights(layer(), tmp_path / "weights")
     for part in ("_METADATA", "manifest.ocdbt"):

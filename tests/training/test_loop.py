@@ -19,7 +19,7 @@ from small import RECIPE, Run, leaves
 from dcls_jax.training.augmentation import Augmentation
 from dcls_jax.training.log import read
 from dcls_jax.training.loop import DivergedError
-from tests.conftest import arrays_in
+from tests.conftest import arrays_in, long
 
 PLAIN = Augmentation(small.SIDE, rand_augment=None, colour_jitter=0, erasing=0)
 QUIET = replace(RECIPE, mixup_alpha=0.0, cutmix_alpha=0.0)
@@ -106,13 +106,13 @@ def test_eight_devices_are_as_one(alone: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.as_for_users
-@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("devices", [long(1), 2])
 def test_two_processes_are_as_one(alone: Path, tmp_path: Path, devices: int) -> None:
     assert other(tmp_path, devices=devices, processes=2) == [0, 0]
     assert_as(alone, tmp_path, arrays_in(tmp_path / "end.npz"))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.as_for_users
 def test_a_killed_run_goes_on_on_other_devices(alone: Path, tmp_path: Path) -> None:
     assert other(tmp_path, devices=1, dies_at=15) == [-signal.SIGKILL]
@@ -183,7 +183,7 @@ def test_evaluation_goes_on_after_a_stop(tmp_path: Path) -> None:
     assert [row["step"] for row in read(tmp_path / "log.csv")][-1] == "16"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
     program = (
         "import resource, signal, sys, small; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
