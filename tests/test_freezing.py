@@ -24,6 +24,7 @@ class Tied(nnx.Module):
         return self.named["third"](self.second[0](self.first(x)))
 
 
+@pytest.mark.slow
 def test_freeze_finds_layers_in_dictionaries_and_keeps_tied_ones_tied(assert_close):
     model, x = Tied(nnx.Rngs(0)), normal(2, 9, 9, 4)
     frozen = freeze(model)

@@ -87,6 +87,7 @@ def test_platforms_that_nobody_knows_have_a_lowering():
     assert "convolution" in lowered.as_text()
 
 
+@pytest.mark.slow
 def test_exported_programs_run_anywhere(assert_close):
     def convolve(x, kernel):
         return depthwise_conv(x, kernel, padding=1)

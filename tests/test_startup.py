@@ -62,6 +62,7 @@ def test_no_public_name_and_module_hide_each_other(package) -> None:
         assert (name in modules) == isinstance(getattr(package, name), ModuleType)
 
 
+@pytest.mark.slow
 def test_a_cache_that_cannot_be_written_or_read_is_no_news(tmp_path) -> None:
     program = """
 from dcls_jax.compilation import keep_compilations

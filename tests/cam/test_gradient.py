@@ -118,6 +118,7 @@ def test_constant_maps_become_zero_never_nan():
     np.testing.assert_allclose(postprocess(jnp.full((1, 3, 3), 7.0), floor=0.3), 0.3)
 
 
+@pytest.mark.slow
 def test_study_threshold_map_of_a_dead_image_is_its_floor():
     model = PooledLinear()
     maps = study_maps(model, jnp.zeros((1, 4, 4, 3)), jnp.array([1]), method="threshold_grad_cam", size=8)

@@ -139,6 +139,7 @@ def texts(grid):
     return [text["s"] for text in grids._drawn(grid).texts if text["s"]]
 
 
+@pytest.mark.slow
 def test_titles_of_any_letters_keep_to_their_places(picture):
     names = ["$x^2", "a$b$c_{", "tab\there\x00\x1b[31m", "surrogate \udcff", "i" * 300, "W" * 300, "name " * 30_000]
     grid = Grid([[picture] * 7] * 7, names, [f"{name}\ntabby: 83.1%" for name in names], [["W" * 90] * 7] * 7)

@@ -119,6 +119,7 @@ def test_dead_groups_add_nothing(images, clustering, convention, assert_close):
     assert not run(model, images, LABELS, **options).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("convention", "clustering"),
     [

@@ -131,6 +131,7 @@ def test_terms_of_a_resnet_with_dcls_sum_to_the_score(assert_close):
     assert_close(sum(term.sum(tuple(range(1, term.ndim))) for term in terms), scores(logits, LABELS), 1e-4)
 
 
+@pytest.mark.slow
 def test_full_grad_counts_each_bias_once(images, assert_close):
     model = Normalised()
     terms = jax.jit(full_gradients)(model, images, LABELS)

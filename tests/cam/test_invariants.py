@@ -64,6 +64,7 @@ def check(made, expected, relative=1e-5):
         assert difference <= relative * largest, f"{name} differs by {difference}, and the largest value is {largest}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk", [1, slow(3)])
 def test_chunks_and_images_alone_give_what_all_give_at_once(maps, chunk):
     assert all(each.dtype == IMAGES.dtype and len(each) == 4 for each in maps.values())

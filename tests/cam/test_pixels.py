@@ -43,6 +43,7 @@ class Corner:
 jax.tree_util.register_static(Corner)
 
 
+@pytest.mark.slow
 def test_occlusion_and_rise_find_the_pixel_that_counts(images, assert_close):
     hidden = explain(Corner(), images, [0, 1], method="occlusion", window=(2, 2), stride=1)
     assert_close(hidden[:, 1, 3], images[:, 1, 3, [0, 1]].diagonal(), 1e-6)

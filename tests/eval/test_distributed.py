@@ -104,6 +104,7 @@ def test_a_suite_of_two_processes_ends_with_one_report(tmp_path: Path) -> None:
     assert len([*(tmp_path / "two").glob("*/summary.json")]) == 4
 
 
+@pytest.mark.slow
 def test_without_a_job_it_is_said_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")}
     done = subprocess.run(

@@ -141,6 +141,7 @@ def _where_it_matters(_, x):
     return 50 * jnp.stack([(x[:, :, 0] > 0.5).all((1, 2)), (x[:, :, 0] < 0.5).any((1, 2))], 1)
 
 
+@pytest.mark.slow
 def test_a_perfect_map_deletes_at_once_and_inserts_at_once():
     model = from_functions(_itself, _where_it_matters, ())
     images = jnp.ones((1, 10, 10, 1))
@@ -307,6 +308,7 @@ def test_negative_values_mask_nothing_in_and_magnitudes_do():
     np.testing.assert_allclose([positive["drop"][0], magnitude["drop"][0]], [3 / 4, 2.5 / 4], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_adcc_is_the_harmonic_mean_of_its_parts():
     model, images = ConvNet(), normal(4, SIDE, SIDE, 3)
     result = faithfulness.adcc(model, images, method="layer_cam")

@@ -172,6 +172,7 @@ def test_p_values_of_a_table_are_holms(tmp_path: Path) -> None:
     assert [compared[at].holm for at in order] == pytest.approx(expected)
 
 
+@pytest.mark.slow
 def test_seven_of_eight_architectures_is_said_to_be_no_proof(tmp_path: Path) -> None:
     for number in range(8):
         pages.pair(tmp_path, f"model{number}", shift=-0.4 if number == 5 else 0.4)

@@ -71,6 +71,7 @@ def test_a_feature_sees_its_pixels_alone() -> None:
     assert field.max() == 1
 
 
+@pytest.mark.slow
 def test_a_row_for_each_checkpoint_and_a_column_for_each_stage(model: nnx.Module) -> None:
     other = random_model(lambda: create_model("convnext_tiny", dcls=DCLS, **SMALL), seed=1)
     grid = positions_grid({"before": model, "after": other})

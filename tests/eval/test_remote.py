@@ -208,6 +208,7 @@ def test_the_command_takes_urls(
     assert as_path(f"{store}/page.html").exists()
 
 
+@pytest.mark.slow
 def test_a_suite_is_kept_with_its_report(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cells, "build", lambda model: tiny.Tiny())
     text = """

@@ -54,6 +54,7 @@ def masks(height, width):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [slow((32, 32)), (45, 23)])
 def test_imputation_is_the_sparse_solvers(size):
     kinds = masks(*size)

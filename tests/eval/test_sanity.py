@@ -255,6 +255,7 @@ def test_a_model_that_learned_shuffled_labels_looks_elsewhere(capsys: pytest.Cap
     }
 
 
+@pytest.mark.slow
 def test_the_command_goes_on_where_it_was_and_shows_a_row_for_each_layer(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, model: Backbone
 ) -> None:

@@ -189,6 +189,7 @@ def test_unknown_options_are_named() -> None:
         sanity.ssim(a, a, axes=(2,))
 
 
+@pytest.mark.slow
 def test_entropy_of_histograms() -> None:
     every = np.arange(10_000, dtype=np.float32).reshape(100, 100)
     two = np.where(every < 5000, 0, 7).astype(np.float32)

@@ -162,6 +162,7 @@ def test_architectures_are_drawn_too() -> None:
     assert np.diff(statistics.bootstrap_over_architectures(same, key=KEY)[1:]) == pytest.approx(of_images, rel=0.05)
 
 
+@pytest.mark.slow
 def test_interval_within_a_margin_is_equivalence() -> None:
     interval = statistics.Interval(np.zeros(3), np.array([-0.1, -0.3, 0.1]), np.array([0.1, 0.1, 0.3]))
     assert interval.within(0.2).tolist() == [True, False, False]

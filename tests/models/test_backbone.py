@@ -26,6 +26,7 @@ def test_unknown_cuts_name_the_nearest():
     assert "stages.2.blocks.1" in model.layer_names()
 
 
+@pytest.mark.slow
 def test_activations_of_all_stages_in_one_pass(name, images):
     model = random_model(lambda: small(name))
     at_once = jax.jit(lambda model, x: model.intermediates(x))(model, images)

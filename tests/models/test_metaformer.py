@@ -37,6 +37,7 @@ def test_unknown_or_too_few_token_mixers_are_refused(mixers):
         MetaFormerConfig((1, 1), (8, 16), mixers)
 
 
+@pytest.mark.slow
 def test_initialisation_is_the_originals(model):
     mlp = model.stages[2].blocks[0].mlp
     assert np.isclose(mlp.fc1.kernel[...].std(), 0.02, rtol=0.05)

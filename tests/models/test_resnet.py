@@ -26,6 +26,7 @@ def test_layer_names():
     assert len(names) == 1 + 16 + 5
 
 
+@pytest.mark.slow
 def test_initialisation_is_timms(model):
     block = model.stages[0].blocks[0]
     assert not block.bn3.scale[...].any()

@@ -40,6 +40,7 @@ def test_the_blend(blend, assert_close):
     assert_close(found, expected, 1e-5)
 
 
+@pytest.mark.slow
 def test_a_share_of_the_batch(assert_close):
     seen = []
 
@@ -62,6 +63,7 @@ def test_what_is_refused():
         hide_unexplained(IMAGES, LABELS, lambda *_: MAPS, share=2)
 
 
+@pytest.mark.slow
 def test_in_a_jitted_step_no_gradient_goes_through_the_maps(assert_close):
     model = random_model(lambda: create_model("convnext_tiny", depths=(1, 1), dims=(4, 8), num_classes=3))
     graphdef, params = nnx.split(model)

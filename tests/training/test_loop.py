@@ -79,6 +79,7 @@ def test_it_learns(tmp_path: Path) -> None:
     assert small.evaluated(parts, state)["top1"] > 0.6
 
 
+@pytest.mark.slow
 @pytest.mark.as_for_users
 def test_a_killed_run_ends_as_an_undisturbed_one_to_the_bit(alone: Path, tmp_path: Path) -> None:
     assert other(tmp_path, devices=1, dies_at=15) == [-signal.SIGKILL]

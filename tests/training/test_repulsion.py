@@ -94,6 +94,7 @@ def test_nothing_repels_where_there_are_no_pairs(model):
     assert all(bool((leaf == 0).all()) for leaf in jax.tree.leaves(gradients))
 
 
+@pytest.mark.slow
 def test_elements_push_each_other_away_but_not_from_one_place():
     together = nnx.grad(repulsive_loss)(with_positions(np.zeros((2, 3, 1, 4))))
     np.testing.assert_array_equal(together.P[...], 0)
