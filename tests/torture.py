@@ -60,7 +60,7 @@ def main() -> None:
         ("suite", suite, scores),
     ):
         folder = Path(tempfile.mkdtemp())
-        torture(name, command, result, folder, options.kills // 3, rng)
+        torture(name, command, result, folder, -(-options.kills // 3), rng)
         shutil.rmtree(folder)
 
 
