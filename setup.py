@@ -2,7 +2,9 @@
 
 import re
 import tomllib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import jaxlib
 from setuptools import Extension, setup
@@ -13,7 +15,18 @@ NATIVE = Path("dcls_jax/native")
 
 
 class BuildKernels(build_ext):
-    """One file for every Python: the library holds no Python, it is opened by ctypes."""
+    """One file for every Python: the library holds no Python, it is opened by ctypes. Sources compile side by side."""
+
+    def build_extensions(self) -> None:
+        compile_in_turn = self.compiler.compile
+
+        def compile_all(sources: list[str], **options: Any) -> list[str]:
+            with ThreadPoolExecutor() as pool:
+                objects = pool.map(lambda source: compile_in_turn([source], **options), sources)
+                return [file for files in objects for file in files]
+
+        self.compiler.compile = compile_all
+        super().build_extensions()
 
     def get_ext_filename(self, fullname: str) -> str:
         return f"{fullname.replace('.', '/')}.so"

@@ -15,6 +15,7 @@ from dcls_jax import native
 from dcls_jax.lowerings import dft, direct
 from dcls_jax.methods import transpose_of
 from dcls_jax.native import cuda
+from tests.conftest import slow
 
 COMPILER = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler is here")
@@ -117,7 +118,7 @@ def reference_gradient(x, y, pads, stride, kernel_size):
     return np.einsum("bhwcij,bhwc->ijc", windows(x, pads, stride, kernel_size, y.shape), y)
 
 
-@pytest.mark.parametrize("tile", [(1, 14, 1), (4, 7, 2), (2, 5, 4), (8, 3, 8)], ids=str)
+@pytest.mark.parametrize("tile", [slow((1, 14, 1)), (4, 7, 2), slow((2, 5, 4)), slow((8, 3, 8))], ids=str)
 def test_any_tile_is_exact(tile, emulated):
     x, kernel, y = arrays(2, 11, 13, 8, (5, 7), ((2, 2), (3, 3)), 1, "float32")
     pads, strides, tile = ((2, 2), (3, 3)), (1, 1), cuda.Tile(*tile)

@@ -70,6 +70,7 @@ def test_clamp_brings_positions_back_to_the_border_of_their_axis(version, limits
         assert np.unique(row).tolist() == [-limit, limit]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", ["v1", "max", "gauss"])
 def test_elements_of_a_row_spread_over_it(version):
     layer = Dcls2d(1, 1, 6, dilated_kernel_size=(1, 17), version=version, rngs=nnx.Rngs(0))
@@ -227,6 +228,7 @@ def test_elements_along_one_axis_of_a_picture(assert_close):
         Dcls2dK1d(6, 6, 4, flat_dim=2, rngs=nnx.Rngs(0))
 
 
+@pytest.mark.slow
 def test_elements_along_one_axis_of_a_volume(assert_close):
     layer = Dcls3_1d(4, 4, 3, padding=(1, 0, 3), dense_kernel_size=(3, 1), dilated_kernel_size=7, rngs=nnx.Rngs(0))
     assert layer.positions.P.shape == (1, 4, 4, 3, 1, 3)

@@ -109,7 +109,7 @@ def test_values_and_gradients_match_float64(method, size, kernel_size, padding, 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
     ("size", "stride", "channels"),  # 40: two whole vectors of the widest set, and half of one
-    [(3, 1, 40), (3, 1, 96), (3, 2, 40), (7, 1, 40), (7, 1, 64), (7, 2, 40), (17, 1, 40), (17, 2, 40), (51, 1, 40)],
+    [(3, 1, 40), (3, 1, 96), (3, 2, 40), (7, 1, 40), (7, 1, 64), (7, 2, 40), (17, 1, 40), (17, 2, 40), slow(51, 1, 40)],
 )
 def test_native_kernels_of_every_instruction_set(monkeypatch, level, dtype, size, stride, channels, assert_close):
     monkeypatch.setattr(native, "_level", lambda: np.int64(native._LEVELS[level]))

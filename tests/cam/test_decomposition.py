@@ -107,6 +107,7 @@ def test_eigen_grad_cam_agrees_with_the_sum_that_it_replaces(a, assert_close):
     assert_close(jax.jit(eigen_smooth)(-one), 5.5 - one[..., 0], 1e-6)
 
 
+@pytest.mark.slow
 def test_seg_eigen_cam_takes_the_gradient_without_its_sign(a, assert_close):
     activations, gradients = activations_and_gradients(Given(), a, LABELS)
     assert_close(seg_eigen_cam(Given(), a, LABELS), principal_map(jnp.abs(gradients) * activations), 1e-6)

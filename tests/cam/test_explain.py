@@ -239,6 +239,7 @@ def test_dead_maps_are_constant_or_not_finite():
     np.testing.assert_array_equal(normalise(maps)[:3], 0)
 
 
+@pytest.mark.slow
 def test_the_docstrings_example_runs():
     lines = [line for line in inspect.getsource(explain).splitlines() if line.startswith(" " * 8) and " = " in line]
     code = textwrap.dedent("\n".join(lines[:3])).replace('("convnext_tiny")', '("convnext_tiny", dims=(8, 8, 8, 8))')

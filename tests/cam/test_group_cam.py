@@ -54,6 +54,7 @@ def run(model, images, targets, **options):
     return compiled(model, images, targets, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("convention", ["official", slow("paper")])
 def test_steps_of_its_authors_at_image_size(images, convention, assert_close):
     model = Small()

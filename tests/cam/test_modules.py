@@ -297,6 +297,7 @@ def test_a_transformer_keeps_its_class_token_and_registers(vit, assert_close):
     check_all(maps, expected, assert_close)
 
 
+@pytest.mark.slow
 def test_after_the_last_block_the_class_token_alone_is_read(vit):
     model, images = from_module(vit, prefix_tokens=3, grid=[3, 4]), normal(3, 12, 16, 3)
     with pytest.warns(DeadMapWarning, match="class token"):

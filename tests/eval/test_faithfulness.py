@@ -343,6 +343,7 @@ def test_adcc_of_a_map_that_shows_nothing_is_zero():
     assert 0 <= again["adcc"] <= 1
 
 
+@pytest.mark.slow
 def test_status_and_ties_are_told_before_any_score():
     maps = np.asarray(normal(4, 4, 5)).copy()
     maps[1], maps[2, 0, 0], maps[3, 0, :3] = 0.3, np.nan, 7

@@ -80,6 +80,7 @@ def test_values_in_the_page_are_those_of_the_results(tmp_path: Path) -> None:
     assert {link for link in links if link and link.startswith("#")} <= ids
 
 
+@pytest.mark.slow
 def test_models_are_compared_on_the_records_that_count_for_both(tmp_path: Path) -> None:
     standard, dcls = pages.scores(1), pages.scores(2, shift=0.1)
     pages.write(tmp_path / "a", "small", {"aligned": {"spearman": standard}}, constant=[0, 1, 2])
@@ -160,6 +161,7 @@ def test_results_with_many_records_are_resampled_together_each_on_its_own(tmp_pa
     assert (it.difference.low, it.difference.high) == pytest.approx(ends, abs=0.1 * sigma)
 
 
+@pytest.mark.slow
 def test_p_values_of_a_table_are_holms(tmp_path: Path) -> None:
     for number, name in enumerate(("one", "two", "three")):
         pages.pair(tmp_path, name, shift=0.05 + 0.1 * number)

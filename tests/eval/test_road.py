@@ -116,6 +116,7 @@ def probabilities(model, image):
     return np.asarray(jax.nn.softmax(model.head(model.features(jnp.asarray(image, jnp.float32)[None])))[0])
 
 
+@pytest.mark.slow
 def test_the_official_order_keeps_what_its_loop_keeps():
     model, images, maps = ConvNet(), normal(2, SIDE, SIDE, 3), normal(2, SIDE, SIDE, seed=4)
     shares = (0.1, 0.25, 0.7, 0.9)
@@ -201,6 +202,7 @@ def test_each_image_of_a_data_set_has_its_own_noise_wherever_it_is_evaluated():
     assert np.abs(other - whole).min() > 1e-5
 
 
+@pytest.mark.slow
 def test_shapes_and_defaults():
     model, images, maps = ConvNet(), normal(2, SIDE, SIDE, 3), normal(2, 4, 4)
     official = faithfulness.road(model, images, maps, key=KEY)

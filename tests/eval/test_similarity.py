@@ -109,6 +109,7 @@ def test_the_notebook_of_the_paper_compares_columns_of_maps_in_the_unit_range() 
     assert found["ssim"] != pytest.approx(float(standard["ssim"]), abs=0.01)
 
 
+@pytest.mark.slow
 def test_a_map_is_like_itself_and_opposed_to_its_negative() -> None:
     a = enlarged(0, 7, (64, 80))
     assert sanity.similarity(a, a) == {

@@ -209,6 +209,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["SIGKILL", slow("SIGINT")])
 def test_a_killed_process_leaves_a_whole_checkpoint(tmp_path, kind):
     save_weights(layer(1), tmp_path / "weights")

@@ -84,6 +84,7 @@ def test_pickles(name, images):
     np.testing.assert_array_equal(forward(pickle.loads(pickle.dumps(model)), images), forward(model, images))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ONE)
 def test_flax_tabulates(name, images):
     table = nnx.tabulate(small(name), images, console_kwargs={"width": 200})

@@ -73,6 +73,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_it_learns(tmp_path: Path) -> None:
     recipe = replace(QUIET, epochs=15, learning_rate=2e-2)
     parts, state = Run(tmp_path, steps=60, recipe=recipe, drop=0.0, augment=PLAIN)()
@@ -145,6 +146,7 @@ def test_frozen_parts_stay(tmp_path: Path) -> None:
     assert "stem" not in str([name for name in leaves(state["optimiser"]) if "mu" in name])
 
 
+@pytest.mark.slow
 def test_what_diverges_ends_with_the_last_good_checkpoint(tmp_path: Path) -> None:
     wild = replace(QUIET, learning_rate=1e30, warmup_start=1e-3, warmup_epochs=2)
     with pytest.raises(DivergedError, match=r"step \d+: the loss .*; the last good checkpoint is .*/checkpoints/2;"):

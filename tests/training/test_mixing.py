@@ -69,6 +69,7 @@ def test_random_mix_depends_on_the_key_alone_and_switches():
     assert ratios.var() == pytest.approx(1 / 10.4, abs=0.03)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alphas", [(0.8, 0.0), (0.0, 1.0), (0.0, 0.0)])
 def test_one_kind_alone_or_none(alphas):
     keys = jax.random.split(jax.random.key(2), 8)

@@ -178,6 +178,7 @@ def test_one_module_at_two_places_stays_one():
     assert isinstance(new.a, Dcls2d)
 
 
+@pytest.mark.slow
 def test_a_step_trains_shared_positions_once():
     graphdef, params, rest = nnx.split(of(DclsConfig(6, 7, "v1"), foreign(), share_positions=True), nnx.Param, ...)
     optimise = optimiser(1e-2, 0.05)
@@ -205,6 +206,7 @@ def test_a_step_trains_shared_positions_once():
     assert min(moved) > 0
 
 
+@pytest.mark.slow
 def test_a_model_of_ours_as_the_study_has_it():
     shape = {"depths": (1, 2), "dims": (4, 8), "num_classes": 3}
     new = of(DclsConfig(5, 9, "v1"), create_model("convnext_tiny", **shape), share_positions=True)
