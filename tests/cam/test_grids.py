@@ -4,6 +4,7 @@ import gc
 import weakref
 from io import BytesIO
 
+import matplotlib
 import numpy as np
 import pytest
 from matplotlib.backends import backend_agg
@@ -52,9 +53,12 @@ def test_pixels_are_those_of_the_vectors_without_their_axes(monkeypatch):
     vectors = backend_agg.FigureCanvasAgg(canvas.vectors())
     vectors.draw()
     monkeypatch.setattr(Figure, "add_axes", lambda *_: pytest.fail("axes take their time, for each picture"))
-    pixels = np.asarray(Image.open(BytesIO(grid.png())))
+    pixels, drawn = np.asarray(Image.open(BytesIO(grid.png()))), np.asarray(vectors.buffer_rgba())[..., :3]
+    equal = (pixels == drawn).all(-1)
+    if matplotlib.__version_info__ < (3, 11):  # where a square of a picture may begin a pixel later
+        equal |= (pixels == np.roll(drawn, -1, 1)).all(-1) | (pixels == np.roll(drawn, 1, 1)).all(-1)
     beside = canvas.panels[-1].x  # the bar, whose steps may begin a pixel later
-    np.testing.assert_array_equal(pixels[:, :beside], np.asarray(vectors.buffer_rgba())[:, :beside, :3])
+    assert equal[:, :beside].all()
 
 
 def test_pixels_go_with_the_page(picture, monkeypatch):
