@@ -14,7 +14,7 @@ import pytest
 from flax import nnx
 
 from dcls_jax.cam import METHODS, Sigmoid, explain, explain_all
-from tests.conftest import initialiser, normal, slow
+from tests.conftest import initialiser, long, normal, slow
 
 KEY = jax.random.key(7)
 LABELS = jnp.array([1, 0, 2])
@@ -355,7 +355,7 @@ def test_every_method_has_a_plain_form_and_a_line_in_the_docs():
 @pytest.mark.parametrize(
     "name",
     [slow("sounds"), "pictures", slow("volumes"), slow("tokens")]
-    + [*map(slow, ["one logit", "many labels", "two inputs"])],
+    + [*map(long, ["one logit", "many labels", "two inputs"])],
 )
 def test_every_method_is_its_plain_form(name, assert_close):
     case = CASES[name]

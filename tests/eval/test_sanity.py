@@ -232,7 +232,7 @@ def test_what_does_not_fit_is_named() -> None:
         sanity.label_randomisation(*demo.sample_models().values(), SAMPLES)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_model_that_learned_shuffled_labels_looks_elsewhere(capsys: pytest.CaptureFixture[str]) -> None:
     trained = json.loads((demo.SAMPLE / "convnext_shuffled.json").read_text())
     assert trained["history"][-1]["accuracy"] > 0.99  # of the labels that it was shown

@@ -117,7 +117,7 @@ def test_fine_tuning_keeps_the_body_and_says_that_the_head_is_new(
     assert "model (='resnet50') is not what the description beside" in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_all_of_it_learns_with_positions_faster(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, pictures: Path
 ) -> None:

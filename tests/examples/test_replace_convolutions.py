@@ -7,7 +7,7 @@ from dcls_jax import DclsConfig
 from dcls_jax.training import replace_convolutions, replaced
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_network_becomes_dcls_and_says_the_same(assert_close, capsys):
     example.main(steps=2)
     said = capsys.readouterr().out

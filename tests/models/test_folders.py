@@ -131,7 +131,7 @@ except OSError as error:
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform == "win32", reason="no limits there")
 def test_what_cannot_be_written_is_said_in_one_line(tmp_path):
     folder = tmp_path / "weights"

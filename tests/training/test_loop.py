@@ -156,7 +156,7 @@ def test_what_diverges_ends_with_the_last_good_checkpoint(tmp_path: Path) -> Non
         Run(tmp_path / "other", recipe=replace(wild, warmup_start=1e30))()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_last_checkpoints_and_the_best_stay(tmp_path: Path) -> None:
     found, kept = iter([0.1, 0.9, 0.3, 0.4, 0.5]), []
     Run(tmp_path)(
@@ -170,7 +170,7 @@ def test_the_last_checkpoints_and_the_best_stay(tmp_path: Path) -> None:
     assert [row["top1"] for row in read(tmp_path / "log.csv") if row["top1"]] == ["0.1", "0.9", "0.3", "0.4", "0.5"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_evaluation_goes_on_after_a_stop(tmp_path: Path) -> None:
     """The best is remembered: a worse one after the stop is not kept."""
     values, kept = [0.8], []
@@ -204,7 +204,7 @@ def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_state_on_devices_is_not_the_one_handed_in(tmp_path: Path) -> None:
     parts, state = Run(tmp_path, steps=4)()
     model = small.model_of(parts, state)
