@@ -10,11 +10,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epy
 from jax import Array, lax
-from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
 
 from dcls_jax.lowerings import Pads, Strides, reachable
+
+with epy.lazy_imports():  # nobody without a TPU needs them
+    from jax.experimental import pallas as pl
+    from jax.experimental.pallas import tpu as pltpu
 
 LANES, SUBLANES = 128, 8
 REGISTERS = 16  # that a sum takes, of a core's 64

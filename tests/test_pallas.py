@@ -9,12 +9,8 @@ from dcls_jax.padding import explicit_padding, per_axis
 from tests.conftest import slow
 from tests.test_lowerings import CASES, exact
 
-SIZES = {
-    "as ConvNeXt's": ((28, 28), (17, 17), 8, 1),
-    "a kernel beyond the image": ((7, 7), (17, 17), 8, 1),
-    "as FastViT's": ((15, 14), (7, 7), 3, 2),
-    "uneven strides": ((11, 16), (17, 5), ((9, 7), (0, 4)), (2, 1)),
-}
+# A kernel that outgrows the image, one as FastViT's, and uneven strides.
+QUICK = [((7, 7), (17, 17), 8, 1), ((15, 14), (7, 7), 3, 2), ((11, 16), (17, 5), ((9, 7), (0, 4)), (2, 1))]
 
 
 def check(size, kernel_size, padding, stride, assert_close, *, channels=6, dtype="float32"):
@@ -36,15 +32,9 @@ def check(size, kernel_size, padding, stride, assert_close, *, channels=6, dtype
 
 
 @pytest.mark.parametrize("dtype", ["float32", slow("bfloat16")])
-@pytest.mark.parametrize("case", [pytest.param(case, id=name) for name, case in SIZES.items()])
+@pytest.mark.parametrize("case", [case if case in QUICK else slow(case) for case in CASES])
 def test_kernels_are_exact(case, dtype, assert_close):
     check(*case, assert_close, dtype=dtype)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("case", CASES)
-def test_every_case_of_the_lowerings(case, assert_close):
-    check(*case, assert_close)
 
 
 @pytest.mark.parametrize("channels", [slow(128), 200])

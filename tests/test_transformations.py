@@ -50,9 +50,8 @@ def expected():
     return jax.jit(step, static_argnums=2)(X, K, "direct")
 
 
-@pytest.fixture(
-    params=[slow(name) if name in ("fft", "dft", "toeplitz") else name for name in LOWERINGS]
-)  # "auto" takes no such
+# "auto" takes local ones alone.
+@pytest.fixture(params=[name if lowering.local else slow(name) for name, lowering in LOWERINGS.items()])
 def method(request):
     return supported(request.param)
 

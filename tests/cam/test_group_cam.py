@@ -55,7 +55,7 @@ def run(model, images, targets, **options):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("convention", ["official", slow("paper")])
+@pytest.mark.parametrize("convention", ["official", "paper"])
 def test_steps_of_its_authors_at_image_size(images, convention, assert_close):
     model = Small()
 
@@ -109,7 +109,7 @@ def test_a_classifier_that_does_not_look_gives_zero(images):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("convention", "clustering"), [slow("official", "k_means"), ("paper", "chunks")])
+@pytest.mark.parametrize(("convention", "clustering"), [("official", "k_means"), ("paper", "chunks")])
 def test_dead_groups_add_nothing(images, clustering, convention, assert_close):
     options = {"clustering": clustering, "convention": convention}
     model = Small()

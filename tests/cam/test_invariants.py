@@ -65,7 +65,7 @@ def check(made, expected, relative=1e-5):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("chunk", [1, slow(3)])
+@pytest.mark.parametrize("chunk", [1, 3])
 def test_chunks_and_images_alone_give_what_all_give_at_once(maps, chunk):
     assert all(each.dtype == IMAGES.dtype and len(each) == 4 for each in maps.values())
     check(explain_all(ConvNet(), IMAGES, LABELS, OF_CONV_NET, chunk=chunk), maps, 1e-4)
@@ -74,7 +74,7 @@ def test_chunks_and_images_alone_give_what_all_give_at_once(maps, chunk):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("masks_at_a_time", [slow(1), 12])
+@pytest.mark.parametrize("masks_at_a_time", [1, 12])
 def test_how_many_masks_at_a_time_does_not_matter(maps, masks_at_a_time):
     masking = {name: row for name, row in OF_CONV_NET.items() if "masks_at_a_time" in options_of(row["method"])}
     parts = {name: row | {"masks_at_a_time": masks_at_a_time} for name, row in masking.items()}

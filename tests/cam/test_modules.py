@@ -88,7 +88,7 @@ class ByHand:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("methods", [("grad_cam", "score_cam"), slow(tuple(OPTIONS))])
+@pytest.mark.parametrize("methods", [("grad_cam", "score_cam"), tuple(OPTIONS)])
 def test_inside_a_residual_block_the_other_branch_stays_as_it_is(methods, assert_close):
     model, images = random_model(lambda: small("convnext_tiny")), normal(2, 32, 32, 3)
     layers = ("stages.1.blocks.0.dwconv", "by hand")

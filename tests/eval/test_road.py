@@ -55,7 +55,7 @@ def masks(height, width):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [slow((32, 32)), (45, 23)])
+@pytest.mark.parametrize("size", [(32, 32), (45, 23)])
 def test_imputation_is_the_sparse_solvers(size):
     kinds = masks(*size)
     images = np.asarray(normal(len(kinds), *size, 3))

@@ -15,8 +15,8 @@ def test_the_table_has_every_model_once():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dcls", [slow(False), True])
-@pytest.mark.parametrize("name", [name if name == "caformer_s18" else slow(name) for name in list_models()])
+@pytest.mark.parametrize("dcls", [False, True])
+@pytest.mark.parametrize("name", list_models())
 def test_the_table_is_what_tracing_gives(name, dcls):
     (kept,) = [it for it in descriptions() if (it.name, it.dcls) == (name, dcls)]
     assert describe(name, dcls=dcls) == kept

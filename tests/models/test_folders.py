@@ -20,7 +20,7 @@ from dcls_jax import Dcls2d
 from dcls_jax.models import CheckpointError, load_weights, save_weights, state_dict
 from dcls_jax.models.convert import check_paths
 from dcls_jax.models.locks import hold
-from tests.conftest import random_model, slow
+from tests.conftest import random_model
 
 
 def layer(seed=0):
@@ -210,7 +210,7 @@ while True:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["SIGKILL", slow("SIGINT")])
+@pytest.mark.parametrize("kind", ["SIGKILL", "SIGINT"])
 def test_a_killed_process_leaves_a_whole_checkpoint(tmp_path, kind):
     save_weights(layer(1), tmp_path / "weights")
     process = subprocess.Popen([sys.executable, "-c", KILLED, tmp_path / "weights"], stdout=-1, stderr=-3)
