@@ -2,7 +2,7 @@
 
 import importlib.util
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -128,12 +128,11 @@ def careful_grad_cam(
     return explain
 
 
-def grad_cams(name: str, dcls: bool, images: np.ndarray, dtype: str) -> Iterator[tuple[str, Timed]]:
-    """Each recipe, made when it is asked for: compilation takes long."""
-    yield "careful", careful_grad_cam(name, dcls, images, dtype=dtype)
-    if dtype == "float32":
-        yield "study", study_grad_cam(name, dcls, images)
-    yield "compiled", careful_grad_cam(name, dcls, images, dtype=dtype, compiled=True)
+def grad_cam(name: str, dcls: bool, images: np.ndarray, dtype: str, recipe: str) -> Timed:
+    """By recipe: "careful", "compiled", or "study", which is in float32."""
+    if recipe == "study":
+        return study_grad_cam(name, dcls, images)
+    return careful_grad_cam(name, dcls, images, dtype=dtype, compiled=recipe == "compiled")
 
 
 def _inputs(images: np.ndarray, dtype: str) -> tuple[Any, Any]:

@@ -9,10 +9,8 @@ over rounds in which all take turns. Needs the parity extra.
 
 import argparse
 import math
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -20,12 +18,11 @@ import numpy as np
 import optax
 from flax import nnx
 from timing import machine, minima
+from torch_rivals import device, waited_for
 
 from dcls_jax import compiler_options
 from dcls_jax.models import create_model
 from dcls_jax.training import clamp_positions, optimiser
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 RATE, DECAY, FACTOR = 1e-3, 0.05, 5.0
 COLUMNS = ("model", "torch", "torch, channels_last", "ours", "torch/ours", "channels_last/ours", "first call")
@@ -78,7 +75,7 @@ def eager(name: str, count: int, size: int, *, channels_last: bool) -> Callable[
     from tests.torch_models import torch_model
 
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    model = torch_model(name, True).train().to(memory_format=layout)
+    model = torch_model(name, True).train().to(device(), memory_format=layout)
     named = dict(model.named_parameters())
     positions = [value for key, value in named.items() if key.endswith((".P", ".SIG"))]
     rest = [value for key, value in named.items() if not key.endswith((".P", ".SIG"))]
@@ -89,8 +86,8 @@ def eager(name: str, count: int, size: int, *, channels_last: bool) -> Callable[
     ]
     optimise = torch.optim.AdamW(groups, lr=RATE)
     images, labels = batch_of(count, size)
-    x = torch.tensor(images.transpose(0, 3, 1, 2).copy()).contiguous(memory_format=layout)
-    y = torch.tensor(labels)
+    x = torch.tensor(images.transpose(0, 3, 1, 2).copy(), device=device()).contiguous(memory_format=layout)
+    y = torch.tensor(labels, device=device())
     layers = [layer for layer in model.modules() if isinstance(layer, Dcls2d)]
 
     def call() -> None:
@@ -100,7 +97,7 @@ def eager(name: str, count: int, size: int, *, channels_last: bool) -> Callable[
         for layer in layers:
             layer.clamp_parameters()
 
-    return call
+    return waited_for(call)
 
 
 def row(name: str, count: int, size: int, rounds: int) -> tuple[float, float]:
@@ -113,7 +110,7 @@ def row(name: str, count: int, size: int, rounds: int) -> tuple[float, float]:
     last = eager(name, count, size, channels_last=True)
     seconds = minima({"torch": plain, "channels_last": last, "ours": step}, rounds=rounds)
     plain_ms, last_ms, own = (1e3 * seconds[key] / count for key in ("torch", "channels_last", "ours"))
-    times = f"{plain_ms:.0f} | {last_ms:.0f} | {own:.0f} | {plain_ms / own:.2f}x | {last_ms / own:.2f}x | {first:.0f} s"
+    times = f"{plain_ms:.3g} | {last_ms:.3g} | {own:.3g} | {plain_ms / own:.2f}x | {last_ms / own:.2f}x | {first:.0f} s"
     print(f"| {name} dcls | {times} |", flush=True)
     return plain_ms / own, last_ms / own
 

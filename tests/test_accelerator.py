@@ -42,4 +42,4 @@ def test_every_section_measures_on_any_machine(tmp_path):
 def test_a_section_that_there_is_not_is_named(tmp_path):
     done = run("--sections", "facts,speed", "--out", tmp_path)
     assert done.returncode == 2
-    assert "there is no speed, but facts, maps, lowerings, cam, steps" in done.stderr
+    assert "there is no speed, but facts, maps, lowerings, cam, steps, torch" in done.stderr

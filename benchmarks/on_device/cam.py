@@ -1,60 +1,40 @@
 """Grad-CAM as users run it: frozen models in float32, in the platform's shorter products, and in bfloat16."""
 
 from collections.abc import Iterator
-from itertools import islice
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import torch_rivals
 
 from on_device.log import Log, Program, compiled, seconds
 from on_device.weights import all_models, explanation, images_of, known_model, references
 
 # name: dtype of the model, matmul precision. On GPUs "default" is TF32, on TPUs one pass in bfloat16.
 ARITHMETIC = {"float32": (None, "highest"), "default": (None, "default"), "bfloat16": (jnp.bfloat16, "default")}
-BATCHES = (64, 256)
+# Arithmetic and batch, the most wanted first; the largest batch where memory is least.
+CASES = (("bfloat16", 64), ("default", 64), ("float32", 64), ("bfloat16", 256))
+SMALL_CASES = (("bfloat16", 2), ("default", 2), ("float32", 2))
 
 
 def run(log: Log, small: bool) -> None:
-    """The largest batch in bfloat16 alone, where memory is least."""
-    for batch in (2,) if small else BATCHES:
-        names = list(ARITHMETIC)[-1:] if batch == BATCHES[-1] else list(ARITHMETIC)
-        images, labels = images_of(batch, small), np.arange(batch)
+    images = {batch: jnp.asarray(images_of(batch, small)) for _, batch in (SMALL_CASES if small else CASES)}
 
-        def programs(
-            batch: int = batch, names: list[str] = names, images: np.ndarray = images, labels: np.ndarray = labels
-        ) -> Iterator[Program]:
+    def programs() -> Iterator[Program]:
+        for arithmetic, batch in SMALL_CASES if small else CASES:
             for name, dcls in all_models(small):
-                for arithmetic in names:
-                    dtype, precision = ARITHMETIC[arithmetic]
-                    about = {"model": name, "dcls": dcls, "batch": batch, "arithmetic": arithmetic}
-                    with log.attempt("cam", **about), jax.default_matmul_precision(precision):
-                        model, _ = known_model(name, dcls, dtype=dtype, small=small)
-                        explain, state = explanation(model, labels)
-                        yield Program.of(about, lambda s, x, e=explain: e(s, x)["map"], state, jnp.asarray(images))
+                dtype, precision = ARITHMETIC[arithmetic]
+                about = {"model": name, "dcls": dcls, "batch": batch, "arithmetic": arithmetic}
+                with log.attempt("cam", **about), jax.default_matmul_precision(precision):
+                    model, _ = known_model(name, dcls, dtype=dtype, small=small)
+                    explain, state = explanation(model, np.arange(batch))
+                    yield Program.of(about, lambda s, x, e=explain: e(s, x)["map"], state, images[batch])
 
-        for program in compiled(log, programs(), spare=log.left() / 3):
-            if log.left() < 3:
-                log.write("left out", **program.fields)
-                continue
-            with log.attempt("cam", **program.fields):
-                _measured(log, program, small)
-    for name, dcls in all_models(small) if torch_rivals.there_is_torch() else ():
-        for dtype in ("float32",) if small else ("float32", "bfloat16"):
-            _torchs(log, name, dcls, dtype, small)
-
-
-def _torchs(log: Log, name: str, dcls: bool, dtype: str, small: bool) -> None:
-    batch = 2 if small else BATCHES[0]
-    about = {"model": name, "dcls": dcls, "batch": batch, "arithmetic": dtype}
-    with log.attempt("torch cam", **about):
-        recipes = torch_rivals.grad_cams(name, dcls, images_of(batch, small), dtype)
-        for recipe, call in islice(recipes, 1 if small else None):
-            if log.left() < 20:
-                return
-            time = seconds(call, turn=0.3, rounds=2, wait_for=torch_rivals.wait_for)
-            log.write("torch cam", **about, recipe=recipe, images_per_s=batch / time)
+    for program in compiled(log, programs(), spare=log.left() / 4):
+        if log.left() < 3:
+            log.write("left out", **program.fields)
+            continue
+        with log.attempt("cam", **program.fields):
+            _measured(log, program, small)
 
 
 def _measured(log: Log, program: Program, small: bool) -> None:

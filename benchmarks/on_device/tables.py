@@ -80,7 +80,7 @@ def _cam(line: Line) -> Sequence[str]:
         line["arithmetic"],
         "ours" if ours else f"torch, {line['recipe']}",
         f"{line['images_per_s']:.1f}",
-        f"{line['compile_s']:.0f} s" if ours else "",
+        f"{line['compile_s']:.0f} s",
         "" if memory is None else f"{memory:.1f}",
         "" if off is None else _e(off),
     )

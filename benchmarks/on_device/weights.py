@@ -26,6 +26,7 @@ SMALL = {"depths": (1, 1, 1, 1), "dims": (32, 32, 64, 64)}
 BETWEEN = {"var": (2, 4), "layer_scale": (0.1, 0.3), "gamma": (0.2, 0.4), "res_scale": (0.4, 0.8)}
 
 
+@cache
 def known_model(
     name: str, dcls: bool, *, dtype: Any = None, wide: bool = False, small: bool = False, frozen: bool = True
 ) -> tuple[Backbone, float]:
@@ -34,7 +35,7 @@ def known_model(
     shapes = nnx.eval_shape(lambda: create_model(name, dcls=dcls, dtype=dtype, **config))
     limit = MODELS[name][1].dcls.dilated_kernel_size // 2
     graph, state = nnx.split(shapes)
-    drawn = {path: _values([str(part) for part in path], leaf.shape, limit) for path, leaf in nnx.to_flat_state(state)}
+    drawn = {path: _values(tuple(map(str, path)), leaf.shape, limit) for path, leaf in nnx.to_flat_state(state)}
     kept_in = jnp.float64 if wide else jnp.float32
     leaves = [(path, leaf.replace(jnp.asarray(drawn[path], kept_in))) for path, leaf in nnx.to_flat_state(state)]
     model = nnx.merge(graph, nnx.from_flat_state(leaves))
@@ -43,7 +44,8 @@ def known_model(
     return (freeze(model) if frozen else model), total
 
 
-def _values(path: list[str], shape: tuple[int, ...], limit: int) -> np.ndarray:
+@cache
+def _values(path: tuple[str, ...], shape: tuple[int, ...], limit: int) -> np.ndarray:
     """Drawn from a generator of the path's own, so that no other parameter changes them."""
     generator = np.random.default_rng([SEED, zlib.crc32("/".join(path).encode())])
 
