@@ -23,7 +23,7 @@ import sys
 import time
 from pathlib import Path
 
-SECTIONS = {"facts": 4, "maps": 14, "lowerings": 28, "cam": 24, "steps": 13, "torch": 17}  # shares of the time
+SECTIONS = {"facts": 6, "maps": 12, "lowerings": 26, "cam": 26, "steps": 13, "torch": 17}  # shares of the time
 LINES, TABLES = "measurements.jsonl", "tables.md"
 GRACE = 8  # seconds after its deadline a section is ended
 

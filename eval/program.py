@@ -153,7 +153,11 @@ class Program:
     def run(self, batch: Any) -> Any:
         """The outputs of the step, on their way."""
         with memory.saying(*self._size):
-            return self._compiled(self._state, jax.device_put(batch, self._sharding))
+            return self._compiled(self._state, self.sent(batch))
+
+    def sent(self, batch: Any) -> Any:
+        """A batch on the devices, or on its way there."""
+        return jax.device_put(batch, self._sharding)
 
     def finish(self, rows: Rows, outputs: Any | None) -> list[Arrays]:
         """Of each task the columns of a batch's rows, once its outputs are there: scores, status and classes.

@@ -1,10 +1,12 @@
 """Average ranks, Spearman's correlation and places in order on the device.
 
-On a CPU the native library, where it is built, ranks by a radix sort. Otherwise ranks and correlations do without a
-sort, because XLA's, with a comparator per pair, is slower than SciPy on a CPU. Ranks need only the number of smaller
-and of equal values: every round throws the values of a group into as many buckets as the group has members (scatter),
-a running sum of the bucket counts gives each bucket its place, and the buckets are the next round's groups. Three or
-four rounds, each linear in the number of values, separate all distinct values of a real map; exact for any input.
+On a CPU the native library, where it is built, ranks by a radix sort. Where it is not, ranks do without a sort, because
+XLA's, with a comparator per pair, is slower than SciPy there. They need only the number of smaller and of equal
+values: every round throws the values of a group into as many buckets as the group has members (scatter), a running sum
+of the bucket counts gives each bucket its place, and the buckets are the next round's groups. Three or four rounds,
+each linear in the number of values, separate all distinct values of a real map; exact for any input.
+
+Elsewhere a sort takes a whole batch of maps at once, where rounds, map by map, would be thousands of launches.
 """
 
 from typing import Literal, NamedTuple
@@ -80,6 +82,21 @@ def _finite_ranks(x: Array) -> Array:
     return jnp.where(finite, _ranks_without_a_sort(jnp.where(finite, x, 0)), jnp.nan)
 
 
+def _ranks_in_order(ordered: Array) -> Array:
+    """Of ascending values (n,): places from 1, those of equal values averaged."""
+    place = jnp.arange(ordered.size, dtype=jnp.float32)
+    edge, new = jnp.ones(1, bool), ordered[1:] != ordered[:-1]
+    first = lax.cummax(jnp.where(jnp.concatenate([edge, new]), place, 0))
+    last = lax.cummin(jnp.where(jnp.concatenate([new, edge]), place, ordered.size - 1), reverse=True)
+    return (first + last) / 2 + 1
+
+
+def _ranks_by_sorting(x: Array) -> Array:
+    ordered, index = lax.sort((x, lax.iota(jnp.int32, x.size)), num_keys=1, is_stable=False)
+    _, ranks = lax.sort((index, _ranks_in_order(ordered)), num_keys=1, is_stable=False)
+    return jnp.where(jnp.isfinite(x).all(), ranks, jnp.nan)
+
+
 def average_ranks(x: Array) -> Array:
     """Ranks from 1, ties sharing their average, of x read as one flat float32 array of at most 2**24 values.
 
@@ -87,7 +104,7 @@ def average_ranks(x: Array) -> Array:
     Values below 1e-37 of magnitude may count as equal to zero (devices flush them).
     """
     on_cpu = native.average_ranks if native.available() else _finite_ranks
-    ranks: Array = lax.platform_dependent(x.reshape(-1).astype(jnp.float32), cpu=on_cpu, default=_finite_ranks)
+    ranks: Array = lax.platform_dependent(x.reshape(-1).astype(jnp.float32), cpu=on_cpu, default=_ranks_by_sorting)
     return ranks.reshape(x.shape)
 
 
@@ -119,13 +136,25 @@ def spearman(a: Array, b: Array) -> Array:
     """
     if a.shape != b.shape:
         raise ValueError(f"spearman compares maps of one shape, got {a.shape} and {b.shape}")
-    on_cpu = native.spearman if native.available() else _correlation_of_ranks
+    on_cpu = native.spearman if native.available() else _spearman_without_a_sort
     pair = (m.reshape(-1).astype(jnp.float32) for m in (a, b))
-    result: Array = lax.platform_dependent(*pair, cpu=on_cpu, default=_correlation_of_ranks)
+    result: Array = lax.platform_dependent(*pair, cpu=on_cpu, default=_spearman_by_sorting)
     return result
 
 
-def _correlation_of_ranks(a: Array, b: Array) -> Array:
+def _spearman_without_a_sort(a: Array, b: Array) -> Array:
+    return _correlation_of_ranks(_finite_ranks(a), _finite_ranks(b))
+
+
+def _spearman_by_sorting(a: Array, b: Array) -> Array:
+    """Pixels change their places together, so that nothing is put back: by the first map, then by the second."""
+    finite = jnp.isfinite(a).all() & jnp.isfinite(b).all()
+    a, b = lax.sort((a, b), num_keys=1, is_stable=False)
+    b, ranks = lax.sort((b, _ranks_in_order(a)), num_keys=1, is_stable=False)
+    return jnp.where(finite, _correlation_of_ranks(ranks, _ranks_in_order(b)), jnp.nan)
+
+
+def _correlation_of_ranks(x: Array, y: Array) -> Array:
     # the mean rank is (n + 1) / 2 whatever the ties, so centred ranks are exact; scaled, their squares stay near one
-    x, y = ((2 * average_ranks(m) - (m.size + 1)) / m.size for m in (a, b))
+    x, y = ((2 * ranks - (ranks.size + 1)) / ranks.size for ranks in (x, y))
     return jnp.mean(x * y) / (jnp.sqrt(jnp.mean(x * x)) * jnp.sqrt(jnp.mean(y * y)))

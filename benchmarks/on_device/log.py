@@ -45,6 +45,11 @@ class Log:
             self.write(case, **fields, error=f"{type(error).__name__}: {error}"[:300])
 
 
+def untuned() -> dict[str, Any]:
+    """Compiler options for what is to be right, not fast: on a GPU most of the compiler's time is a search."""
+    return {"xla_gpu_autotune_level": 0} if jax.default_backend() == "gpu" else {}
+
+
 def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
@@ -56,18 +61,22 @@ class Program:
     fields: Mapping[str, Any]
     lowered: Any
     arguments: tuple[Any, ...]
+    options: Mapping[str, Any]
     compiled: Any = None
     seconds: float = math.nan
     error: str = field(default="not compiled in time")
 
     @classmethod
-    def of(cls, fields: Mapping[str, Any], function: Callable[..., Any], *arguments: Any) -> "Program":
-        return cls(fields, jax.jit(function).lower(*arguments), arguments)
+    def of(
+        cls, fields: Mapping[str, Any], function: Callable[..., Any], *arguments: Any, options: Mapping[str, Any] = {}
+    ) -> "Program":
+        """options: of the compiler, besides those that the library asks for."""
+        return cls(fields, jax.jit(function).lower(*arguments), arguments, {**compiler_options(), **options})
 
     def compile(self) -> None:
         start = time.perf_counter()
         try:
-            self.compiled = self.lowered.compile(compiler_options=dict(compiler_options()))
+            self.compiled = self.lowered.compile(compiler_options=dict(self.options))
         except Exception as error:
             self.error = f"{type(error).__name__}: {error}"[:300]
         self.seconds = time.perf_counter() - start
@@ -85,9 +94,10 @@ class Program:
 def compiled(log: Log, programs: Iterable[Program], *, spare: float = 5) -> list[Program]:
     """Those that are compiled `spare` seconds before the deadline, the next being traced meanwhile; others are told.
 
-    Threads that still compile then end with the section's process.
+    Few at a time, since one has the compiler use several cores: what comes first is there first. Threads that still
+    compile at the deadline end with the section's process.
     """
-    threads = ThreadPoolExecutor(2 * (os.cpu_count() or 1))
+    threads = ThreadPoolExecutor(max(2, (os.cpu_count() or 1) // 4))
     all_of_them, futures = [], []
     for program in programs:
         if log.left() < spare:

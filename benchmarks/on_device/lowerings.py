@@ -11,7 +11,7 @@ from timing import lowering_platform
 
 from dcls_jax import depthwise_conv
 from dcls_jax.methods import LOWERINGS
-from on_device.log import Log, Program, compiled, lines, seconds
+from on_device.log import Log, Program, compiled, lines, seconds, untuned
 
 KERNELS = (17, 7, 3)
 SHAPES = ((56, 96, 1), (28, 192, 1), (14, 384, 1), (7, 768, 1))  # side, channels, stride: ConvNeXt-T's stages
@@ -23,17 +23,26 @@ COPIES = 4  # in one program, each of inputs of its own: longer than a call's ow
 
 def run(log: Log, small: bool) -> None:
     _exact(log, EXACT[2:3] if small else EXACT)
-    for kernel in KERNELS[:1] if small else KERNELS:
+    parts = [(kernel, gradient) for kernel in (KERNELS[:1] if small else KERNELS) for gradient in (False, True)]
+    for i, (kernel, gradient) in enumerate(parts):
         shapes = ((7, 8, 1),) if small else SHAPES + STRIDED.get(kernel, ())
-        for gradient in (False, True):
-            share = log.left() / 2 if not gradient else log.left()
-            part = Log(log.path, log.section, log.deadline - log.left() + share)
-            _fast(part, 2 if small else 64, kernel, shapes, gradient)
+        part = Log(log.path, log.section, log.deadline - log.left() * (1 - 1 / (len(parts) - i)))
+        _fast(part, 2 if small else 64, kernel, shapes, gradient)
 
 
 def methods(dtype: str, stride: int) -> list[str]:
+    """What the platform has, its own kernels first, XLA's own next."""
     x = jax.ShapeDtypeStruct((1, 1, 1, 1), dtype)
-    return [name for name, it in LOWERINGS.items() if it.supports(lowering_platform(), x, (stride, stride))]
+    found = [name for name, it in LOWERINGS.items() if it.supports(lowering_platform(), x, (stride, stride))]
+    return sorted(found, key=lambda name: (LOWERINGS[name].portable and name != "pallas", name != "direct"))
+
+
+def worth_timing(method: str, kernel: int, side: int) -> bool:
+    """Whether it may be the fastest: others take the compiler's time from those that may."""
+    small, large = kernel <= 7, side > 14
+    return not (
+        (small and method in ("fft", "dft")) or (not small and method == "shifts") or (large and method == "toeplitz")
+    )
 
 
 def _step(method: str, kernel: int, stride: int, gradient: bool) -> Callable[..., Any]:
@@ -64,12 +73,12 @@ def _exact(log: Log, cases: tuple[tuple[int, ...], ...]) -> None:
                     about = {"shape": [batch, side, side, channels], "kernel": kernel, "stride": stride}
                     about |= {"dtype": dtype, "method": method}
                     with log.attempt("exact", **about), jax.default_matmul_precision("highest"):
-                        program = Program.of(about, _step(method, kernel, stride, True), *arrays)
+                        program = Program.of(about, _step(method, kernel, stride, True), *arrays, options=untuned())
                         references[id(program)] = expected
                         yield program
 
     references: dict[int, list[np.ndarray]] = {}
-    for program in compiled(log, programs(), spare=log.left() * 0.8):
+    for program in compiled(log, programs(), spare=log.left() * 0.75):
         with log.attempt("exact", **program.fields):
             pairs = zip(program(), references[id(program)], strict=True)
             log.write("exact", **program.fields, errors=[relative(got, wanted) for got, wanted in pairs])
@@ -91,7 +100,7 @@ def _fast(log: Log, batch: int, kernel: int, shapes: tuple[tuple[int, ...], ...]
                 ks = (jax.random.normal(keys[1], (COPIES, kernel, kernel, channels)) / kernel).astype(dtype)
                 about = {"kernel": kernel, "size": side, "channels": channels, "stride": stride, "dtype": dtype}
                 inputs[tuple(about.values())] = [*xs], [*ks]
-                for method in methods(dtype, stride):
+                for method in (it for it in methods(dtype, stride) if worth_timing(it, kernel, side)):
                     one = _step(method, kernel, stride, gradient)
 
                     def several(xs: Any, ks: Any, one: Any = one) -> Any:

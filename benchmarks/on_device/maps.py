@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from on_device.log import Log, Program, compiled
+from on_device.log import Log, Program, compiled, untuned
 from on_device.lowerings import relative
 from on_device.weights import all_models, explanation, images_of, known_model, references
 
@@ -21,7 +21,7 @@ def run(log: Log, small: bool) -> None:
                 model, totals[name, dcls] = known_model(name, dcls)
                 explain, state = explanation(model, np.arange(2))
                 with jax.default_matmul_precision("highest"):
-                    yield Program.of(about, explain, state, jnp.asarray(images_of(2)))
+                    yield Program.of(about, explain, state, jnp.asarray(images_of(2)), options=untuned())
 
     for program in compiled(log, programs()):
         with log.attempt("maps", **program.fields):

@@ -8,7 +8,6 @@ from on_device.log import Log, seconds
 from on_device.weights import all_models, images_of
 
 RECIPES = (("bfloat16", "careful"), ("bfloat16", "compiled"), ("float32", "careful"), ("float32", "study"))
-FIRST = ("convnext_tiny", "caformer_s18", "resnet50", "fastvit_sa24")  # one of each family
 
 
 def run(log: Log, small: bool) -> None:
@@ -17,7 +16,7 @@ def run(log: Log, small: bool) -> None:
         log.write("left out", why="torch is not installed")
         return
     batch = 2 if small else 64
-    for name, dcls in sorted(all_models(small), key=lambda it: it[0] not in FIRST):
+    for name, dcls in all_models(small):
         for dtype, recipe in RECIPES[2:3] if small else RECIPES:
             about = {"model": name, "dcls": dcls, "batch": batch, "arithmetic": dtype, "recipe": recipe}
             if log.left() < 10:

@@ -19,6 +19,7 @@ from dcls_jax.models.create import MODELS
 
 REFERENCES = Path(__file__).with_name("references.npz")
 SEED = 7
+FAMILIES = "convnext_tiny", "caformer_s18", "resnet50", "fastvit_sa24"
 SMALL = {"depths": (1, 1, 1, 1), "dims": (32, 32, 64, 64)}
 
 # Uniform between these, where a path has such a name: residual branches add a little, and no value is 0, 1 or tiny,
@@ -73,8 +74,10 @@ def images_of(batch: int, small: bool = False) -> np.ndarray:
 
 
 def all_models(small: bool = False) -> list[tuple[str, bool]]:
-    """Names, with and without DCLS; those with it first."""
-    return [(name, dcls) for dcls in (True, False) for name in (["convnext_tiny"] if small else list_models())]
+    """Names, with and without DCLS: one model of each family, then the others; those with DCLS first."""
+    names = ["convnext_tiny"] if small else [*FAMILIES, *(name for name in list_models() if name not in FAMILIES)]
+    groups = names[: len(FAMILIES)], names[len(FAMILIES) :]
+    return [(name, dcls) for group in groups for dcls in (True, False) for name in group]
 
 
 def explanation(model: Backbone, labels: np.ndarray) -> tuple[Callable[..., dict[str, jax.Array]], nnx.State]:

@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 from dcls_jax import native
+from dcls_jax.eval import rank
 from dcls_jax.eval.rank import average_ranks, places, spearman, tied_share
 
 pytestmark = pytest.mark.optimised
@@ -33,13 +34,16 @@ def _maps() -> dict[str, np.ndarray]:
 MAPS = _maps()
 
 
-@pytest.fixture(scope="module", params=["native", "plain"], autouse=True)
+@pytest.fixture(scope="module", params=["native", "plain", "sorting"], autouse=True)
 def _implementation(request):
     if request.param == "native" and not native.available():
         pytest.skip("the native kernels are not built here")
     with pytest.MonkeyPatch.context() as patch:
-        if request.param == "plain":
+        if request.param != "native":
             patch.setattr(native, "available", lambda: False)
+        if request.param == "sorting":  # as on a GPU or TPU
+            patch.setattr(rank, "_finite_ranks", rank._ranks_by_sorting)
+            patch.setattr(rank, "_spearman_without_a_sort", rank._spearman_by_sorting)
         jax.clear_caches()
         yield
     jax.clear_caches()
