@@ -1,6 +1,6 @@
 """The ClickMe evaluation end to end: its data alone, its step alone, and both together, in images per second.
 
-    python benchmarks/clickme.py [--model convnext_tiny] [--dcls] [--batch 32] [--images 256]
+    python benchmarks/clickme.py [--model convnext_tiny] [--dcls] [--batch 32] [--images 256] [--rounds 10]
 
 Pictures of the sample, again and again; weights are random. The step is model, map and Spearman's
 correlation by both protocols. Utilisation is the whole's rate over the step's: 100 % if the device never
@@ -29,8 +29,6 @@ from dcls_jax.eval.program import Rows
 from dcls_jax.eval.runner import _computed, _rows
 from dcls_jax.models import Transform, create_model
 
-ROUNDS = 10
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -38,6 +36,7 @@ def main() -> None:
     parser.add_argument("--dcls", action="store_true")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--images", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=10, help="of the data alone (%(default)s)")
     options = parser.parse_args()
     model = create_model(options.model, dcls=options.dcls)
     source = Repeated(SAMPLE, options.images)
@@ -54,7 +53,7 @@ def main() -> None:
         for _, (rows,) in batches():
             program.stacked(rows)
 
-    times = least({"all": read_all} | stages(data.ClickMe(SAMPLE), model.transform))
+    times = least({"all": read_all} | stages(data.ClickMe(SAMPLE), model.transform), options.rounds)
 
     stacked = [program.stacked(rows) for _, (rows,) in batches()]
     jax.block_until_ready(program.run(stacked[0]))
@@ -115,10 +114,10 @@ def each(part: Callable[[int], object], numbers: Iterable[int]) -> None:
         part(i)
 
 
-def least(candidates: dict[str, Callable[[], object]]) -> dict[str, tuple[float, float]]:
-    """Wall and CPU seconds of one call of each, the least of either in ROUNDS turns, after one to fill the caches."""
+def least(candidates: dict[str, Callable[[], object]], rounds: int) -> dict[str, tuple[float, float]]:
+    """Wall and CPU seconds of one call of each, the least of either in some turns, after one to fill the caches."""
     times: dict[str, tuple[float, float]] = {}
-    for turn in range(ROUNDS + 1):
+    for turn in range(rounds + 1):
         for name, call in candidates.items():
             wall, cpu = time.perf_counter(), time.process_time()
             call()

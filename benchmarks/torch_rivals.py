@@ -111,8 +111,8 @@ def careful_grad_cam(
 
     from tests.torch_models import constructed, torch_model
 
-    model = constructed(torch_model(name, dcls).to(device()))
-    model = model.to(dtype=getattr(torch, dtype), memory_format=torch.channels_last)
+    model = constructed(torch_model(name, dcls))
+    model = model.to(device(), getattr(torch, dtype), memory_format=torch.channels_last)
     features = torch.compile(model.forward_features) if compiled else model.forward_features
     x, one_hot = _inputs(images, dtype)
 

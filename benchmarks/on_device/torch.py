@@ -20,8 +20,8 @@ def run(log: Log, small: bool) -> None:
         for dtype, recipe in RECIPES[2:3] if small else RECIPES:
             about = {"model": name, "dcls": dcls, "batch": batch, "arithmetic": dtype, "recipe": recipe}
             if log.left() < 10:
-                log.write("left out", **about)
-                continue
+                log.write("left out", **about, then="all that come after it")
+                return
             with log.attempt("torch cam", **about):
                 start = time.perf_counter()
                 call = torch_rivals.grad_cam(name, dcls, images_of(batch, small), dtype, recipe)
