@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +31,7 @@ from dcls_jax.eval import clickme, faithfulness
 from dcls_jax.eval.program import each_on_its_share
 from dcls_jax.freezing import dcls_layers
 from dcls_jax.models import Backbone, create_model, list_models
+from dcls_jax.native import cuda
 from dcls_jax.training import optimiser
 
 TARGETS = "tpu", "cuda"
@@ -62,6 +64,8 @@ def mesh_of(target: str, chips: int = 1) -> Mesh:
         os.environ.update(SURROUNDINGS)
         devices = topologies.get_topology_desc("v5e:2x2", platform="tpu").devices
     else:
+        # The library's own kernels as well, which NVRTC and the driver, not XLA, compile and load where they run.
+        mock.patch.multiple(cuda, available=lambda: True, _compile_meanwhile=lambda definitions: None).start()
         options = {"platform": "cuda", "topology": "1x1x1", "target_config": H200.read_text()}
         devices = topologies.get_topology_desc("H200", **options).devices
     return Mesh(np.asarray(devices[:chips]), ("batch",))

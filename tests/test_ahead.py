@@ -33,6 +33,8 @@ def check(target: str, name: str, dtype: str, chips: int = 1) -> None:
         sizes = program.memory_analysis()
         assert 0 < sizes.argument_size_in_bytes < 2**26, step
         assert sizes.temp_size_in_bytes < 2**27, step
+        if target == "cuda":
+            assert ('custom_call_target="dcls_cuda"' in program.as_text()) == (step != "kernels"), step
 
 
 @pytest.mark.parametrize("target", ahead.TARGETS)

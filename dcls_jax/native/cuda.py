@@ -101,6 +101,11 @@ def _compilers() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(thread_name_prefix="nvrtc")
 
 
+def _compile_meanwhile(definitions: str) -> None:
+    """NVRTC compiles a kernel while XLA compiles the rest."""
+    _compilers().submit(cast(ctypes.CDLL, native.library()).dcls_cuda_compile, definitions.encode())
+
+
 def _parts(whole: int, part: int) -> int:
     return -(-whole // part)
 
@@ -120,8 +125,7 @@ def _launch(a: Array, b: Array, out: jax.ShapeDtypeStruct, threads: int, definit
     if prod(out.shape) == 0:
         return jnp.zeros(out.shape, out.dtype)
     words = " ".join(f"{name}={value}" for name, value in definitions.items())
-    # NVRTC compiles it while XLA compiles the rest.
-    _compilers().submit(cast(ctypes.CDLL, native.library()).dcls_cuda_compile, words.encode())
+    _compile_meanwhile(words)
     return jax.ffi.ffi_call("dcls_cuda", out)(
         a, b, definitions=words, blocks=np.int64(_parts(threads, THREADS)), threads=np.int64(THREADS)
     )
