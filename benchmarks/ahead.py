@@ -25,7 +25,7 @@ from flax import nnx
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from dcls_jax import freeze
+from dcls_jax import freeze, native
 from dcls_jax.cam import grad_cam
 from dcls_jax.eval import clickme, faithfulness
 from dcls_jax.eval.program import each_on_its_share
@@ -65,7 +65,7 @@ def mesh_of(target: str, chips: int = 1) -> Mesh:
         devices = topologies.get_topology_desc("v5e:2x2", platform="tpu").devices
     else:
         # The library's own kernels as well, which NVRTC and the driver, not XLA, compile and load where they run.
-        mock.patch.multiple(cuda, available=lambda: True, _compile_meanwhile=lambda definitions: None).start()
+        mock.patch.multiple(cuda, available=native.available, _compile_meanwhile=lambda definitions: None).start()
         options = {"platform": "cuda", "topology": "1x1x1", "target_config": H200.read_text()}
         devices = topologies.get_topology_desc("H200", **options).devices
     return Mesh(np.asarray(devices[:chips]), ("batch",))
@@ -122,7 +122,7 @@ def _training(model: Backbone, images: Any, labels: Any) -> Step:
         params, moments, rest = state
 
         def loss(params: Any) -> tuple[jax.Array, Any]:
-            model = nnx.merge(graph, params, rest)
+            model = nnx.merge(graph, params, rest, copy=True)
             logits = model(batch[0]).astype(jnp.float32)
             return optax.softmax_cross_entropy_with_integer_labels(logits, batch[1]).mean(), nnx.split(
                 model, nnx.Param, ...

@@ -2,8 +2,8 @@
 
     python benchmarks/kernel_construction.py [--models convnext_tiny,...] [--batch 8] [--skip-step]
 
-All layers of a model in its published setting, forward and backward (to weights and positions); the step is forward,
-backward and AdamW at 224 x 224. The package constructs the same kernels in torch; it needs the parity extra.
+All layers of a model in its published setting, forward and backward (to weights and positions); the step is that of
+training.py at 224 x 224. The package constructs the same kernels in torch; it needs the parity extra.
 """
 
 import argparse
@@ -11,15 +11,12 @@ import importlib.util
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
-import optax
+import training
 from flax import nnx
 from timing import machine, minima
 
 from dcls_jax import Dcls2d, Positions, compiler_options
-from dcls_jax.models import create_model, list_models
-from dcls_jax.models.backbone import Backbone
-from dcls_jax.training import optimiser
+from dcls_jax.models import Backbone, create_model, list_models
 
 COLUMNS = ("model", "layers", "dcls package", "ours", "ratio", "training step", "share of the step")
 
@@ -70,25 +67,6 @@ def packages(pairs: list[Pair]) -> Callable[[], object]:
     return call
 
 
-def step(model: Backbone, batch: int, side: int = 224) -> Callable[[], object]:
-    graph, params, rest = nnx.split(model, nnx.Param, ...)
-    optimise = optimiser(1e-4, 0.05)
-    images = jax.random.normal(jax.random.key(0), (batch, side, side, 3))
-    labels = jnp.arange(batch)
-
-    def train(params: nnx.State, moments: optax.OptState) -> tuple[nnx.State, optax.OptState]:
-        def loss(params: nnx.State) -> jax.Array:
-            logits = nnx.merge(graph, params, rest)(images)
-            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-
-        updates, moments = optimise.update(jax.grad(loss)(params), moments, params)
-        return optax.apply_updates(params, updates), moments
-
-    compiled = jax.jit(train, compiler_options=compiler_options())
-    moments = optimise.init(params)
-    return lambda: compiled(params, moments)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", default=",".join(list_models()))
@@ -105,7 +83,7 @@ def main() -> None:
         if importlib.util.find_spec("DCLS"):
             candidates["package"] = packages(pairs)
         if not options.skip_step:
-            candidates["step"] = step(model, options.batch)
+            candidates["step"] = training.ours(model, options.batch, 224)
         times = {key: 1e3 * seconds for key, seconds in minima(candidates, rounds=options.rounds).items()}
         own = times["ours"]
         package, ratio = ("", "")

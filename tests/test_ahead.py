@@ -33,7 +33,7 @@ def check(target: str, name: str, dtype: str, chips: int = 1) -> None:
         sizes = program.memory_analysis()
         assert 0 < sizes.argument_size_in_bytes < 2**26, step
         assert sizes.temp_size_in_bytes < 2**27, step
-        if target == "cuda":
+        if target == "cuda" and name != "resnet50":  # whose convolutions are not depthwise
             assert ('custom_call_target="dcls_cuda"' in program.as_text()) == (step != "kernels"), step
 
 

@@ -4,7 +4,8 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-from kernel_construction import step as training_step
+import training
+from flax import nnx
 
 from dcls_jax.eval import Settings, clickme, faithfulness
 from dcls_jax.eval.jobs import Job, program_of
@@ -52,4 +53,4 @@ def _program(model: Backbone, step: str, batch: int) -> Program:
 
 
 def _training(model: Backbone, batch: int, small: bool) -> Callable[[], Any]:
-    return training_step(model, batch, side=64 if small else 224)
+    return training.ours(nnx.clone(model), batch, 64 if small else 224)
