@@ -64,8 +64,8 @@ class Recipe:
     seen, over and over, with their labels shuffled among them; 0 for ever new ones with their own labels.
     """
 
-    steps: int = 1600
-    small_steps: int = 900
+    steps: int = 2200
+    small_steps: int = 1100
     batch_size: int = 32
     learning_rate: float = 2e-3
     warmup_steps: int = 30
