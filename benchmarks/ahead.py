@@ -88,7 +88,7 @@ def steps(name: str, dcls: bool, dtype: str, batch: int, side: int = 224, **conf
     }
     metrics = {
         "ClickMe": clickme.metric(model, clickme.PROTOCOLS, method="grad_cam", transform=transform),
-        "deletion, insertion": faithfulness.metric(transform, method="grad_cam", presets=["rise"]),
+        "deletion and insertion": faithfulness.metric(transform, method="grad_cam", presets=["rise"]),
     }
     for step, metric in metrics.items():
         found[step] = of(metric.step, jax.tree.map(lambda leaf: _shape((batch, *leaf.shape), leaf.dtype), metric.blank))

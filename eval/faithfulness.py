@@ -32,6 +32,7 @@ from dcls_jax.eval.flipping import (
     FlippingPreset,
     auc,
     deletion,
+    deletion_and_insertion,
     fractions,
     insertion,
     relevance_gain,
@@ -63,6 +64,7 @@ __all__ = [
     "check_choice",
     "confidence_change",
     "deletion",
+    "deletion_and_insertion",
     "evaluate",
     "fractions",
     "impute",
@@ -107,10 +109,8 @@ Measure = Callable[[Seen], dict[str, Array]]
 
 def _flipped(seen: Seen, rule: FlippingPreset) -> dict[str, Array]:
     along = fractions(seen.size, preset=rule) if rule.by_fraction else None
-    curves = {
-        kind.__name__: kind(seen.model, seen.images, seen.maps, seen.targets, preset=rule)
-        for kind in (deletion, insertion)
-    }
+    both = deletion_and_insertion(seen.model, seen.images, seen.maps, seen.targets, preset=rule)
+    curves = dict(zip(("deletion", "insertion"), both, strict=True))
     areas = {kind: auc(curve, fractions=along) for kind, curve in curves.items()}
     return areas | {"tied": seen.tied} | {f"{kind}_curve": curve for kind, curve in curves.items()}
 

@@ -10,7 +10,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from dcls_jax.cam.grouping import gaussian_blur
-from dcls_jax.cam.masks import chosen_convention, confidences
+from dcls_jax.cam.masks import chosen_convention
 from dcls_jax.cam.programs import run
 from dcls_jax.cam.space import convolve_axes
 from dcls_jax.cam.targets import Targets
@@ -122,6 +122,9 @@ FLIPPING_PRESETS = {
 }
 
 
+Kind = Literal["deletion", "least first", "insertion"]  # least first: deletion that ends with the most important pixels
+
+
 def deletion(
     model: Any,
     images: ArrayLike,
@@ -136,7 +139,7 @@ def deletion(
     preset: a name in FLIPPING_PRESETS. Raises ValueError for an unknown preset, a map that is not finite, and maps,
     targets and images that do not fit. RISE, arXiv 1806.07421, section 4.2.
     """
-    return _curves(model, images, maps, targets, preset, chunk, "deletion")
+    return _curves(model, images, maps, targets, preset, chunk, "deletion")[0]
 
 
 def insertion(
@@ -152,7 +155,21 @@ def insertion(
 
     As `deletion`.
     """
-    return _curves(model, images, maps, targets, preset, chunk, "insertion")
+    return _curves(model, images, maps, targets, preset, chunk, "insertion")[0]
+
+
+def deletion_and_insertion(
+    model: Any,
+    images: ArrayLike,
+    maps: ArrayLike,
+    targets: Targets | None = None,
+    *,
+    preset: str | FlippingPreset = "rise",
+    chunk: int = CHUNK,
+) -> tuple[Array, Array]:
+    """Both curves, (B, n + 1) each, by one loop: compiled in half the time. As `deletion`."""
+    deleted, inserted = _curves(model, images, maps, targets, preset, chunk, "deletion", "insertion")
+    return deleted, inserted
 
 
 def relevance_gain(
@@ -170,7 +187,7 @@ def relevance_gain(
     Bluecher, Vielhaben and Strodthoff, TMLR 2024 (openreview bIiLXdtUVM).
     """
     rule = chosen_convention(preset, FLIPPING_PRESETS, "preset")
-    curves = _curves(model, images, maps, targets, rule, chunk, "both")
+    curves = _curves(model, images, maps, targets, rule, chunk, "deletion", "least first")
     along = fractions(jnp.shape(images)[1:3], preset=rule) if rule.by_fraction else None
     most_first, least_first = (auc(curve, fractions=along) for curve in curves)
     return least_first - most_first
@@ -209,38 +226,42 @@ def _curves(
     targets: Targets | None,
     preset: str | FlippingPreset,
     chunk: int,
-    kind: Literal["deletion", "insertion", "both"],
-) -> Any:
+    *kinds: Kind,
+) -> list[Array]:
     rule = chosen_convention(preset, FLIPPING_PRESETS, "preset")
     check_positive(chunk=chunk)
     x, known = checked_images(model, images, targets)
-    return run(_flip, model, x, checked_maps(maps, x), known, rule=rule, chunk=chunk, kind=kind)
+    curves: list[Array] = run(_flip, model, x, checked_maps(maps, x), known, rule=rule, chunk=chunk, kinds=kinds)
+    return curves
 
 
-def _flip(model: Any, images: Array, maps: Array, targets: Any, *, rule: FlippingPreset, chunk: int, kind: str) -> Any:
-    """A curve, or of kind "both" two of deletion: with the most important pixels first, and with them last."""
+def _flip(
+    model: Any, images: Array, maps: Array, targets: Any, *, rule: FlippingPreset, chunk: int, kinds: tuple[Kind, ...]
+) -> list[Array]:
+    """A curve (B, n + 1) of each kind. All are versions of the images, of which the first is clean, in one loop."""
     batch, height, width, _ = images.shape
-    pixels = height * width
-    counts = jnp.asarray(rule.counts(pixels))
-    output, targets = predicted(model, images, targets, chunk)
-    clean = confidences(output, targets)
+    counts = rule.counts(height * width)
+    if targets is None:
+        _, targets = predicted(model, images, targets, chunk)
     large = at_size(maps, (height, width))
-    most_first = places(large.reshape(batch, pixels), ties=rule.ties).reshape(large.shape)
+    most_first = places(large.reshape(batch, -1), ties=rule.ties).reshape(large.shape)
+    orders = jnp.stack([height * width - 1 - most_first if kind == "least first" else most_first for kind in kinds])
+    inserted = np.array([kind == "insertion" for kind in kinds])
+    becomes = (rule.inserts_into if it else rule.deletes_to for it in inserted)
+    substrates = jnp.stack([SUBSTRATES[substrate](images) for substrate in becomes])
 
-    def curve(order: Array, changed: Array, substrate: Array, shown_first: bool) -> Array:
-        def version(rows: Array, points: Array) -> Array:
-            first = order[rows] < changed[points][:, None, None]
-            return jnp.where((first == shown_first)[..., None], images[rows], substrate[rows])
+    of_kind = np.repeat(np.arange(len(kinds)), len(counts) - 1)
+    changed = np.concatenate([counts[:-1] if it else counts[1:] for it in inserted])
+    # The clean image: of a deletion, whatever the first kind is, nothing is gone.
+    numbered = [jnp.asarray([first, *rest]) for first, rest in ((0, of_kind), (0, changed), (False, inserted[of_kind]))]
 
-        return of_versions(model, version, targets, batch, len(changed), chunk)
+    def version(rows: Array, numbers: Array) -> Array:
+        kind, count, shown = (values[numbers] for values in numbered)
+        first = orders[kind, rows] < count[:, None, None]
+        return jnp.where((first == shown[:, None, None])[..., None], images[rows], substrates[kind, rows])
 
-    def deleted(order: Array) -> Array:
-        rest = curve(order, counts[1:], SUBSTRATES[rule.deletes_to](images), False)
-        return without_maps(maps, jnp.concatenate([clean[:, None], rest], 1))
-
-    if kind == "both":
-        return deleted(most_first), deleted(pixels - 1 - most_first)
-    if kind == "deletion":
-        return deleted(most_first)
-    rest = curve(most_first, counts[:-1], SUBSTRATES[rule.inserts_into](images), True)
-    return without_maps(maps, jnp.concatenate([rest, clean[:, None]], 1))
+    scores = without_maps(maps, of_versions(model, version, targets, batch, 1 + len(changed), chunk))
+    clean, parts = scores[:, :1], jnp.split(scores[:, 1:], len(kinds), axis=1)
+    return [
+        jnp.concatenate([part, clean] if it else [clean, part], 1) for it, part in zip(inserted, parts, strict=True)
+    ]
