@@ -245,20 +245,24 @@ def _flip(
         _, targets = predicted(model, images, targets, chunk)
     large = at_size(maps, (height, width))
     most_first = places(large.reshape(batch, -1), ties=rule.ties).reshape(large.shape)
-    orders = jnp.stack([height * width - 1 - most_first if kind == "least first" else most_first for kind in kinds])
-    inserted = np.array([kind == "insertion" for kind in kinds])
+    inserted, reversed_ = (np.array([kind == it for kind in kinds]) for it in ("insertion", "least first"))
     becomes = (rule.inserts_into if it else rule.deletes_to for it in inserted)
-    substrates = jnp.stack([SUBSTRATES[substrate](images) for substrate in becomes])
+    substrates = jnp.concatenate([SUBSTRATES[substrate](images) for substrate in becomes])
 
-    of_kind = np.repeat(np.arange(len(kinds)), len(counts) - 1)
+    kind = np.repeat(np.arange(len(kinds)), len(counts) - 1)
     changed = np.concatenate([counts[:-1] if it else counts[1:] for it in inserted])
-    # The clean image: of a deletion, whatever the first kind is, nothing is gone.
-    numbered = [jnp.asarray([first, *rest]) for first, rest in ((0, of_kind), (0, changed), (False, inserted[of_kind]))]
+    # The clean image comes first: of a deletion, whatever the first kind is, nothing is gone.
+    numbered = [
+        jnp.asarray([first, *rest])
+        for first, rest in ((0, kind), (0, changed), (False, inserted[kind]), (False, reversed_[kind]))
+    ]
 
     def version(rows: Array, numbers: Array) -> Array:
-        kind, count, shown = (values[numbers] for values in numbered)
-        first = orders[kind, rows] < count[:, None, None]
-        return jnp.where((first == shown[:, None, None])[..., None], images[rows], substrates[kind, rows])
+        kind, count, shown, last = (values[numbers] for values in numbered)
+        place = most_first[rows]
+        place = jnp.where(last[:, None, None], height * width - 1 - place, place)
+        first = place < count[:, None, None]
+        return jnp.where((first == shown[:, None, None])[..., None], images[rows], substrates[kind * batch + rows])
 
     scores = without_maps(maps, of_versions(model, version, targets, batch, 1 + len(changed), chunk))
     clean, parts = scores[:, :1], jnp.split(scores[:, 1:], len(kinds), axis=1)

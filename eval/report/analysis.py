@@ -162,15 +162,19 @@ def _of_architectures(it: Claim) -> str:
 def _verdicts(compared: Sequence[Comparison]) -> str:
     verdicts = [it.verdict for it in compared]
     all_of_them = {1: "The difference", 2: "Both differences"}.get(len(verdicts), f"All {len(verdicts)} differences")
-    favours = "favours" if len(verdicts) == 1 else "favour"
     if set(verdicts) in ({1}, {-1}):
-        return f"{all_of_them} {favours} {'DCLS' if verdicts[0] == 1 else 'the standard model'} beyond the interval"
+        better = "DCLS" if verdicts[0] == 1 else "the standard model"
+        return f"{all_of_them} {_favour(len(verdicts))} {better} beyond the interval"
     if set(verdicts) == {0}:
         return f"{all_of_them} {'is' if len(verdicts) == 1 else 'are'} within the interval of none"
     return (
-        f"Of {len(verdicts)} differences, {verdicts.count(1)} favour DCLS beyond the interval, {verdicts.count(-1)} "
-        f"the standard model, and {verdicts.count(0)} neither"
+        f"Of {len(verdicts)} differences, {verdicts.count(1)} {_favour(verdicts.count(1))} DCLS beyond the interval, "
+        f"{verdicts.count(-1)} the standard model, and {verdicts.count(0)} neither"
     )
+
+
+def _favour(count: int) -> str:
+    return "favours" if count == 1 else "favour"
 
 
 def _of_best(sections: Sequence[Section]) -> str:
