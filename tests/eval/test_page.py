@@ -6,6 +6,7 @@ import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -18,7 +19,7 @@ from dcls_jax.eval import ResultsError, statistics
 from dcls_jax.eval.clickme import HUMAN_CEILING
 from dcls_jax.eval.data.clickme import ClickMe
 from dcls_jax.eval.demo import SAMPLE
-from dcls_jax.eval.report.analysis import analyse
+from dcls_jax.eval.report.analysis import _verdicts, analyse
 from dcls_jax.eval.report.collection import collect
 from dcls_jax.eval.report.files import write_report
 from dcls_jax.eval.report.measures import measure_of
@@ -377,3 +378,16 @@ def test_of_two_runs_of_one_evaluation_the_later_is_shown(tmp_path: Path) -> Non
     with pytest.warns(UserWarning, match=r"/c and .*/b hold the same evaluation; the later is shown, .*/b$"):
         collection = collect([tmp_path])
     assert [row.of.folder.name for row in collection.rows] == ["b"]
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "said"),
+    [
+        ([1, 0], "Of 2 differences, 1 favours DCLS beyond the interval, 0 the standard model, and 1 neither"),
+        ([1, 1, -1], "Of 3 differences, 2 favour DCLS beyond the interval, 1 the standard model, and 0 neither"),
+        ([-1], "The difference favours the standard model beyond the interval"),
+        ([1, 1], "Both differences favour DCLS beyond the interval"),
+    ],
+)
+def test_differences_are_counted_in_english(verdicts, said):
+    assert _verdicts([SimpleNamespace(verdict=verdict) for verdict in verdicts]) == said
