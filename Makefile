@@ -63,16 +63,17 @@ torture: .venv/installed
 # NEWEST_PYTHON names. SUBSET: which tests; every one unless given.
 NEWEST_PYTHON ?= $(PYTHON)
 SUBSET ?=
+OF_VERSIONS := not package and not long and not parity and not aot
 
 lowest: .venv/installed
 	$(BIN)/uv venv --quiet --allow-existing --python $(PYTHON) .venv-lowest
 	$(UV) .venv-lowest/bin/python --resolution lowest-direct --editable ".[test]"
-	.venv-lowest/bin/python -m pytest -n auto --dist worksteal -m "not package and not long and not parity and not aot" $(SUBSET)
+	.venv-lowest/bin/python -m pytest -n auto --dist worksteal -m "$(OF_VERSIONS)" $(SUBSET)
 
 newest: .venv/installed
 	$(BIN)/uv venv --quiet --allow-existing --python $(NEWEST_PYTHON) .venv-newest
 	$(UV) .venv-newest/bin/python --upgrade --editable ".[test]"
-	.venv-newest/bin/python -m pytest -n auto --dist worksteal -m "not package and not long and not parity and not aot" $(SUBSET)
+	.venv-newest/bin/python -m pytest -n auto --dist worksteal -m "$(OF_VERSIONS)" $(SUBSET)
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -10,6 +10,7 @@ import numpy as np
 from jax import Array, lax
 
 from dcls_jax.arrays import at_least_float32
+from dcls_jax.padding import output_size
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
 Strides = tuple[int, int]
@@ -125,7 +126,7 @@ def shifts(x: Array, kernel: Array, pads: Pads, strides: Strides) -> Array:
     kernel, pads = reachable(x, kernel, pads)
     kh, kw, _ = kernel.shape
     x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
-    height, width = ((s - k) // stride + 1 for s, k, stride in zip(x.shape[1:3], (kh, kw), strides, strict=True))
+    height, width = output_size(x.shape[1:3], (kh, kw), ((0, 0), (0, 0)), strides)
     span = (height - 1) * strides[0] + 1
 
     def add_row(i: Array | int, total: Array) -> Array:
@@ -150,9 +151,10 @@ def toeplitz(x: Array, kernel: Array, pads: Pads, strides: Strides) -> Array:
 
     For small images: the matrix has H' W' x H W numbers, of which those that are on one diagonal of a block are equal.
     """
+    out = output_size(x.shape[1:3], kernel.shape[:2], pads, strides)
     rows, columns = (
-        _cells_met(size, k, low, stride, (size + low + high - k) // stride + 1)
-        for size, k, (low, high), stride in zip(x.shape[1:3], kernel.shape[:2], pads, strides, strict=True)
+        _cells_met(size, k, low, stride, outputs)
+        for size, k, (low, _), stride, outputs in zip(x.shape[1:3], kernel.shape[:2], pads, strides, out, strict=True)
     )
     by_row = _product("nwj,ijc->inwc", columns, kernel)
     matrices = _product("mhi,inwc->cmnhw", rows, by_row)

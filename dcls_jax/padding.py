@@ -54,3 +54,11 @@ def explicit_padding(
     if isinstance(pads, str):
         pads = tuple((low, high) for low, high in lax.padtype_to_pads(size, kernel_size, stride, pads))
     return pads
+
+
+def output_size(
+    size: Sequence[int], kernel_size: Sequence[int], pads: Sequence[tuple[int, int]], stride: Sequence[int]
+) -> tuple[int, ...]:
+    """What a convolution makes of `size`, per axis."""
+    axes = zip(size, kernel_size, pads, stride, strict=True)
+    return tuple((length + sum(pair) - k) // step + 1 for length, k, pair, step in axes)

@@ -14,6 +14,7 @@ from etils import epy
 from jax import Array, lax
 
 from dcls_jax.lowerings import Pads, Strides, reachable
+from dcls_jax.padding import output_size
 
 with epy.lazy_imports():  # nobody without a TPU needs them
     from jax.experimental import pallas as pl
@@ -149,15 +150,12 @@ def _met(pixels: Any, blocks: _Blocks, first: Any, i: Any, j: int) -> Array:
 
 def _divided(x: Array, cells: tuple[int, ...], pads: Pads, strides: Strides) -> _Blocks:
     """Blocks of as many rows as may be held, all alike."""
-    (height, reach), (width, wide) = (
-        ((size + sum(pair) - k) // stride + 1, (k - 1) // stride)
-        for size, pair, k, stride in zip(x.shape[1:3], pads, cells, strides, strict=True)
-    )
+    height, width = output_size(x.shape[1:3], cells, pads, strides)
     at_once = min(height, max(1, REGISTERS // pl.cdiv(width, SUBLANES)))
-    a_row = strides[0] * strides[1] * _up(width + wide, SUBLANES) * LANES * 4
-    most = max(at_once, BLOCK // a_row - reach)
-    rows = _up(pl.cdiv(height, pl.cdiv(height, most)), at_once)
-    return _Blocks((cells[0], cells[1]), strides, height, width, rows, at_once)
+    whole = _Blocks((cells[0], cells[1]), strides, height, width, height, at_once)
+    a_row = strides[0] * strides[1] * _up(width + whole.reach(1), SUBLANES) * LANES * 4
+    most = max(at_once, BLOCK // a_row - whole.reach(0))
+    return whole._replace(rows=_up(pl.cdiv(height, pl.cdiv(height, most)), at_once))
 
 
 def _phases(x: Array, blocks: _Blocks, pads: Pads) -> Array:

@@ -25,6 +25,7 @@ from jax.sharding import PartitionSpec as P
 
 from dcls_jax.lowerings import Pads, Strides
 from dcls_jax.methods import LOWERINGS, Lowering, choose
+from dcls_jax.padding import output_size
 
 # ----- F: the convolution --------------------------------------------------------------------------------------------
 
@@ -43,10 +44,7 @@ def _precision(precision: lax.Precision | None) -> AbstractContextManager[None]:
 @depthwise_conv_p.def_abstract_eval
 def _type_of_output(x: ShapedArray, kernel: ShapedArray, *, pads: Pads, strides: Strides, **_: Any) -> ShapedArray:
     """x's own type, which says over which devices it is spread and varies, in another size."""
-    out = [
-        (size + sum(pair) - k) // stride + 1
-        for size, pair, k, stride in zip(x.shape[1:3], pads, kernel.shape[:2], strides, strict=True)
-    ]
+    out = output_size(x.shape[1:3], kernel.shape[:2], pads, strides)
     return x.update(shape=(x.shape[0], *out, x.shape[3]), weak_type=False)
 
 

@@ -19,6 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from dcls_jax.padding import output_size
+
 LIBRARY = Path(__file__).with_name("_kernels.so")
 
 # Of each platform the targets, and of each target the functions for the stages of a call.
@@ -102,10 +104,7 @@ def depthwise(
     x: Array, kernel: Array, pads: tuple[tuple[int, int], tuple[int, int]], strides: tuple[int, int]
 ) -> Array:
     """x (B, H, W, C), kernel (kh, kw, C) -> (B, H', W', C)."""
-    out = [
-        (size + sum(pair) - k) // stride + 1
-        for size, pair, k, stride in zip(x.shape[1:3], pads, kernel.shape[:2], strides, strict=True)
-    ]
+    out = output_size(x.shape[1:3], kernel.shape[:2], pads, strides)
     call = jax.ffi.ffi_call("dcls_depthwise", jax.ShapeDtypeStruct((x.shape[0], *out, x.shape[3]), x.dtype))
     (top, _), (left, _) = pads
     return call(

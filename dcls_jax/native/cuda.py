@@ -19,6 +19,7 @@ from jax import Array
 
 from dcls_jax import native
 from dcls_jax.lowerings import Pads, Strides, reachable
+from dcls_jax.padding import output_size
 
 SOURCE = Path(__file__).with_name("depthwise.cu")
 THREADS = 128  # of a block
@@ -60,10 +61,7 @@ def supports(platform: str, x: Array, strides: Strides) -> bool:
 def depthwise(x: Array, kernel: Array, pads: Pads, strides: Strides, tile: Tile | None = None) -> Array:
     """x (B, H, W, C), kernel (kh, kw, C) -> (B, H', W', C)."""
     kernel, pads = reachable(x, kernel, pads)
-    height, width = (
-        (size + sum(pair) - k) // stride + 1
-        for size, pair, k, stride in zip(x.shape[1:3], pads, kernel.shape[:2], strides, strict=True)
-    )
+    height, width = output_size(x.shape[1:3], kernel.shape[:2], pads, strides)
     y = jax.ShapeDtypeStruct((x.shape[0], height, width, x.shape[3]), x.dtype)
     tile = tile or best_tile(y.shape, strides)
     threads = x.shape[0] * _parts(height, tile.rows) * _parts(width, tile.columns) * (x.shape[3] // tile.channels)
