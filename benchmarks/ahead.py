@@ -59,7 +59,8 @@ class Step(NamedTuple):
 
 
 def mesh_of(target: str, chips: int = 1) -> Mesh:
-    """Chips that are not there: of a TPU v5e, at most four, or an H200."""
+    """Chips that are not there: of a TPU v5e, at most four, or an H200. What is traced from now on is for them."""
+    mock.patch.object(jax, "default_backend", return_value={"cuda": "gpu"}.get(target, target)).start()
     if target == "tpu":
         os.environ.update(SURROUNDINGS)
         devices = topologies.get_topology_desc("v5e:2x2", platform="tpu").devices

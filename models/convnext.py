@@ -10,7 +10,15 @@ from jax import Array
 from dcls_jax.arrays import along_channels
 from dcls_jax.layers import Conv, DclsConfig, Positions
 from dcls_jax.models.activations import gelu
-from dcls_jax.models.backbone import Backbone, Stage, classifier, drop_path_rates, small_normal, stochastic_depth
+from dcls_jax.models.backbone import (
+    Backbone,
+    Stage,
+    classifier,
+    drop_path_rates,
+    each_pixel,
+    small_normal,
+    stochastic_depth,
+)
 from dcls_jax.models.checkpoints import Rename
 from dcls_jax.models.dcls import depthwise, shared_positions
 from dcls_jax.models.published import Accuracy, Published, Variant, zenodo
@@ -57,11 +65,12 @@ class Block(nnx.Module):
         self.drop_path = stochastic_depth(drop_path, rngs)
 
     def __call__(self, x: Array, positions: Positions | None) -> Array:
-        y = self.norm(self.dwconv(x, positions=positions))
-        y = self.pwconv2(gelu(self.pwconv1(y)))
-        if self.gamma is not None:
-            y = y * along_channels(self.gamma[...], y)
+        y = each_pixel(self._bottleneck, self.dwconv(x, positions=positions))
         return x + self.drop_path(y)
+
+    def _bottleneck(self, x: Array) -> Array:
+        y = self.pwconv2(gelu(self.pwconv1(self.norm(x))))
+        return y if self.gamma is None else y * along_channels(self.gamma[...], y)
 
 
 class Downsample(nnx.Module):

@@ -13,7 +13,16 @@ from dcls_jax.arrays import along_channels
 from dcls_jax.layers import Conv, Dcls2d, DclsConfig, Positions
 from dcls_jax.models.activations import gelu
 from dcls_jax.models.attention import self_attention
-from dcls_jax.models.backbone import Backbone, Layer, Stage, classifier, drop_path_rates, small_normal, stochastic_depth
+from dcls_jax.models.backbone import (
+    Backbone,
+    Layer,
+    Stage,
+    classifier,
+    drop_path_rates,
+    each_pixel,
+    small_normal,
+    stochastic_depth,
+)
 from dcls_jax.models.checkpoints import Rename
 from dcls_jax.models.dcls import depthwise, shared_positions
 from dcls_jax.models.fusion import Filter, Fusible, identity, reparameterise
@@ -202,7 +211,7 @@ class Attention(nnx.Module):
         self.proj = _linear(dim, dim, rngs)
 
     def __call__(self, x: Array) -> Array:
-        return self.proj(self_attention(self.qkv(x), HEAD_DIM))
+        return each_pixel(self.proj, self_attention(each_pixel(self.qkv, x), HEAD_DIM))
 
 
 class ConvFFN(nnx.Module):
@@ -214,7 +223,7 @@ class ConvFFN(nnx.Module):
         self.fc2 = _linear(int(dim * mlp_ratio), dim, rngs)
 
     def __call__(self, x: Array, positions: Positions | None) -> Array:
-        return self.fc2(gelu(self.fc1(self.conv(x, positions=positions))))
+        return each_pixel(lambda x: self.fc2(gelu(self.fc1(x))), self.conv(x, positions=positions))
 
 
 class RepMixerBlock(nnx.Module):

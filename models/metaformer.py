@@ -11,7 +11,7 @@ from jax import Array
 from dcls_jax.arrays import along_channels
 from dcls_jax.layers import Conv, DclsConfig, Positions
 from dcls_jax.models.attention import self_attention
-from dcls_jax.models.backbone import Backbone, Stage, drop_path_rates, small_normal, stochastic_depth
+from dcls_jax.models.backbone import Backbone, Stage, drop_path_rates, each_pixel, small_normal, stochastic_depth
 from dcls_jax.models.checkpoints import Rename
 from dcls_jax.models.dcls import depthwise, shared_positions
 from dcls_jax.models.published import Accuracy, Published, Variant, zenodo
@@ -108,7 +108,7 @@ class Attention(nnx.Module):
 
     def __call__(self, x: Array, positions: Positions | None = None) -> Array:
         """x (B, H, W, C) -> the same shape. Attention has no use for positions."""
-        return self.proj(self_attention(self.qkv(x), HEAD_DIM))
+        return each_pixel(self.proj, self_attention(each_pixel(self.qkv, x), HEAD_DIM))
 
 
 class Mlp(nnx.Module):
@@ -150,7 +150,7 @@ class Block(nnx.Module):
     def __call__(self, x: Array, positions: Positions | None) -> Array:
         y = self.drop_path(self.token_mixer(self.norm1(x), positions=positions))
         x = y + (x if self.res_scale1 is None else self.res_scale1(x))
-        y = self.drop_path(self.mlp(self.norm2(x)))
+        y = self.drop_path(each_pixel(lambda x: self.mlp(self.norm2(x)), x))
         return y + (x if self.res_scale2 is None else self.res_scale2(x))
 
 

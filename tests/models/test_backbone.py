@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from tests.conftest import normal, random_model
 from tests.models.small import SOME, small
@@ -53,3 +54,21 @@ def test_a_stage_is_its_layers(name, images):
     np.testing.assert_allclose(
         through(model, images), jax.jit(lambda m, x: m.features(x, "stages.1"))(model, images), 1e-5, 1e-5
     )
+
+
+@pytest.mark.parametrize("name", ["convnext_tiny", "caformer_s18", "fastvit_sa24"])
+def test_where_pixels_stay_in_their_rows_the_numbers_are_the_same(name, images, monkeypatch):
+    graph, state = nnx.split(random_model(lambda: small(name)))
+
+    def loss(state):
+        return jnp.square(nnx.merge(graph, state, copy=True)(images)).sum()
+
+    def value_and_gradients():
+        return jax.jit(jax.value_and_grad(lambda state: loss(state), allow_int=True))(state)
+
+    here = value_and_gradients()
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    there = value_and_gradients()
+    for a, b in zip(*map(jax.tree.leaves, (here, there)), strict=True):
+        if jnp.issubdtype(a.dtype, jnp.floating):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * np.abs(b).max())
