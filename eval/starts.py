@@ -75,8 +75,9 @@ def for_fine_tuning(
     if not new_head and config.get("num_classes", num_classes) != num_classes:
         raise ValueError(f"the data have {num_classes} classes, expected the checkpoint's {config['num_classes']}")
     usual: Transform = config.pop("transform", variant_of(name).config.transform)
-    recipe = with_fields(replace(FINE_TUNING, model=name, size=usual.crop, crop=usual.crop / usual.resize), changes)
-    recipe = replace(recipe, warmup_epochs=min(recipe.warmup_epochs, recipe.epochs - 1))
+    warm = max(0, min(FINE_TUNING.warmup_epochs, changes.get("epochs", FINE_TUNING.epochs) - 1))
+    seen = {"model": name, "size": usual.crop, "crop": usual.crop / usual.resize}
+    recipe = with_fields(FINE_TUNING, {"warmup_epochs": warm} | seen | changes)
     config |= {"num_classes": num_classes, "drop_path_rate": recipe.drop_path_rate}
     built = create_model(
         name,

@@ -18,7 +18,7 @@ from dcls_jax import DclsConfig
 from dcls_jax.eval import cli, training
 from dcls_jax.eval.data.learning import data_of
 from dcls_jax.eval.demo import SAMPLE
-from dcls_jax.eval.starts import shortened
+from dcls_jax.eval.starts import for_fine_tuning, shortened
 from dcls_jax.models import CheckpointError, Transform, create_model, load_model, save_model
 from dcls_jax.models.described import described
 from dcls_jax.training import recipe
@@ -238,6 +238,12 @@ def test_recipes_are_shortened_in_proportion() -> None:
     assert (short.epochs, short.warmup_epochs, short.repulsion_from) == (30, 2, 2)
     assert shortened(recipe("caformer_s18_dcls"), 60).cooldown_epochs == 2
     assert shortened(recipe("fastvit_sa24_dcls"), 1).warmup_epochs == 0
+
+
+@pytest.mark.parametrize(("epochs", "warm"), [(1, 0), (2, 1), (20, 1)])
+def test_fine_tuning_of_an_epoch_has_no_time_to_warm_up(epochs: int, warm: int) -> None:
+    *_, chosen = for_fine_tuning(str(SAMPLE / "convnext"), 3, changes={"epochs": epochs})
+    assert (chosen.epochs, chosen.warmup_epochs) == (epochs, warm)
 
 
 def test_a_checkpoint_says_what_it_is_of(tmp_path: Path) -> None:
