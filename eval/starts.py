@@ -77,7 +77,7 @@ def for_fine_tuning(
     usual: Transform = config.pop("transform", variant_of(name).config.transform)
     warm = max(0, min(FINE_TUNING.warmup_epochs, changes.get("epochs", FINE_TUNING.epochs) - 1))
     seen = {"model": name, "size": usual.crop, "crop": usual.crop / usual.resize}
-    recipe = with_fields(FINE_TUNING, {"warmup_epochs": warm} | seen | changes)
+    recipe = with_fields(FINE_TUNING, {"warmup_epochs": warm, **seen, **changes})
     config |= {"num_classes": num_classes, "drop_path_rate": recipe.drop_path_rate}
     built = create_model(
         name,
