@@ -20,7 +20,7 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
+import training
 from flax import nnx
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -117,23 +117,10 @@ def _kernels(model: Backbone) -> Step:
 def _training(model: Backbone, images: Any, labels: Any) -> Step:
     model.train()
     graph, params, rest = nnx.split(model, nnx.Param, ...)
-    optimise = optimiser(1e-3, 0.05)
-
-    def step(state: Any, batch: Any) -> Any:
-        params, moments, rest = state
-
-        def loss(params: Any) -> tuple[jax.Array, Any]:
-            model = nnx.merge(graph, params, rest, copy=True)
-            logits = model(batch[0]).astype(jnp.float32)
-            return optax.softmax_cross_entropy_with_integer_labels(logits, batch[1]).mean(), nnx.split(
-                model, nnx.Param, ...
-            )[2]
-
-        gradients, rest = jax.grad(loss, has_aux=True)(params)
-        updates, moments = optimise.update(gradients, moments, params)
-        return optax.apply_updates(params, updates), moments, rest
-
-    return Step(step, (params, jax.eval_shape(optimise.init, params), rest), (images, labels), by_image=False)
+    optimise = optimiser(training.RATE, training.DECAY, training.FACTOR)
+    step = training.step_of(graph, optimise)
+    state = params, jax.eval_shape(optimise.init, params), rest
+    return Step(lambda state, batch: step(state, *batch), state, (images, labels), by_image=False)
 
 
 def compiled(step: Step, mesh: Mesh) -> tuple[Any, float]:

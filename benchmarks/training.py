@@ -32,18 +32,16 @@ def batch_of(count: int, size: int) -> tuple[np.ndarray, np.ndarray]:
     return np.random.default_rng(0).standard_normal((count, size, size, 3), np.float32), np.arange(count)
 
 
-def ours(model: Backbone, count: int, size: int) -> Callable[[], object]:
-    """One step after another of a model, which is left as it is."""
-    model.train()
-    graph, params, rest = nnx.split(model, nnx.Param, ...)
-    optimise = optimiser(RATE, DECAY, FACTOR)
+def step_of(graph: nnx.GraphDef, optimise: optax.GradientTransformation) -> Callable[..., tuple[tuple, jax.Array]]:
+    """step(state, images, labels) -> state and loss, of parameters, moments and whatever else a model has."""
 
     def step(state: tuple, images: jax.Array, labels: jax.Array) -> tuple[tuple, jax.Array]:
         params, moments, rest = state
 
         def loss_of(params: nnx.State) -> tuple[jax.Array, nnx.State]:
             model = nnx.merge(graph, params, rest, copy=True)
-            loss = optax.softmax_cross_entropy_with_integer_labels(model(images), labels).mean()
+            logits = model(images).astype(jnp.float32)
+            loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
             return loss, nnx.split(model, nnx.Param, ...)[2]
 
         (loss, after), gradients = jax.value_and_grad(loss_of, has_aux=True)(params)
@@ -52,7 +50,15 @@ def ours(model: Backbone, count: int, size: int) -> Callable[[], object]:
         clamp_positions(model)
         return (nnx.state(model, nnx.Param), moments, after), loss
 
-    compiled = jax.jit(step, donate_argnums=0, compiler_options=compiler_options())
+    return step
+
+
+def ours(model: Backbone, count: int, size: int) -> Callable[[], object]:
+    """One step after another of a model, which is put into training mode and else left as it is."""
+    model.train()
+    graph, params, rest = nnx.split(model, nnx.Param, ...)
+    optimise = optimiser(RATE, DECAY, FACTOR)
+    compiled = jax.jit(step_of(graph, optimise), donate_argnums=0, compiler_options=compiler_options())
     images, labels = map(jnp.asarray, batch_of(count, size))
     # Through numpy, which knows no weak types: with them the step would compile twice.
     numbers = (params, optimise.init(params), rest)
