@@ -196,8 +196,12 @@ def each_on_its_share(step: Step, mesh: Mesh) -> Step:
 
 
 def compile_all(programs: Sequence[Program]) -> None:
-    """Compile programs side by side: much of the compiler's work is done in one thread each."""
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
+    """Compile programs side by side: much of the compiler's work is done in one thread each.
+
+    On a GPU one after another: there XLA times kernels against each other, and two such searches wait for one another
+    until a time limit (https://github.com/openxla/xla/pull/41399).
+    """
+    with ThreadPoolExecutor(1 if jax.default_backend() == "gpu" else os.cpu_count()) as threads:
         list(threads.map(lambda program: program.compile(), programs))
 
 

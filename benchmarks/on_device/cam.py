@@ -13,11 +13,9 @@ from on_device.weights import all_models, explanation, images_of, known_model, r
 
 # name: dtype of the model, matmul precision. On GPUs "default" is TF32, on TPUs one pass in bfloat16.
 ARITHMETIC = {"float32": (None, "highest"), "default": (None, "default"), "bfloat16": (jnp.bfloat16, "default")}
-LIBRARY = ", products by cuBLAS"  # and not by kernels of XLA's own, the search for which is most of the compiler's time
 # Arithmetic, batch and number of models, the most wanted first; the largest batch where memory is least.
 CASES = (
     ("bfloat16", 64, 8),
-    ("bfloat16" + LIBRARY, 64, 4),
     ("default", 64, 8),
     ("float32", 64, 4),
     ("bfloat16", 256, 4),
@@ -31,19 +29,17 @@ def run(log: Log, small: bool) -> None:
         (arithmetic, batch, *model): None  # once each, in this order
         for arithmetic, batch, count in (SMALL_CASES if small else CASES)
         for model in all_models(small)[:count]
-        if jax.default_backend() == "gpu" or not arithmetic.endswith(LIBRARY)
     }
     images = {batch: jnp.asarray(images_of(batch, small)) for _, batch, *_ in cases}
 
     def programs() -> Iterator[Program]:
         for arithmetic, batch, name, dcls in cases:
-            dtype, precision = ARITHMETIC[arithmetic.removesuffix(LIBRARY)]
-            options = {"xla_gpu_enable_triton_gemm": False} if arithmetic.endswith(LIBRARY) else {}
+            dtype, precision = ARITHMETIC[arithmetic]
             about = {"model": name, "dcls": dcls, "batch": batch, "arithmetic": arithmetic}
             with log.attempt("cam", **about), jax.default_matmul_precision(precision):
                 model, _ = known_model(name, dcls, dtype=dtype, small=small)
                 explain, state = explanation(model, np.arange(batch))
-                yield Program.of(about, partial(_map, explain), state, images[batch], options=options)
+                yield Program.of(about, partial(_map, explain), state, images[batch])
 
     for program in compiled(log, programs(), spare=log.left() / 4):
         if log.left() < 3:

@@ -1,4 +1,4 @@
-"""What sections share: a line for each measurement, a deadline, and programs that are compiled side by side."""
+"""What sections share: a line for each measurement, a deadline, and programs that are compiled in time."""
 
 import json
 import math
@@ -92,19 +92,27 @@ class Program:
 
 
 def compiled(log: Log, programs: Iterable[Program], *, spare: float = 5) -> list[Program]:
-    """Those that are compiled `spare` seconds before the deadline, the next being traced meanwhile; others are told.
+    """Those that are compiled `spare` seconds before the deadline, what comes first is there first; others are told.
 
-    Few at a time, since one has the compiler use several cores: what comes first is there first. Threads that still
-    compile at the deadline end with the section's process.
+    A few at a time, the next being traced meanwhile; on a GPU one after another, since there XLA times kernels against
+    each other, and what else runs there waits for it, or it for that. A thread that compiles at the deadline ends
+    with the section's process.
     """
-    threads = ThreadPoolExecutor(max(2, (os.cpu_count() or 1) // 4))
+    alone = jax.default_backend() == "gpu"
+    threads = ThreadPoolExecutor(1 if alone else max(2, (os.cpu_count() or 1) // 4))
     all_of_them, futures = [], []
+
+    def waited() -> None:
+        wait(futures, timeout=max(0.0, log.left() - spare))
+
     for program in programs:
         if log.left() < spare:
             break
         all_of_them.append(program)
         futures.append(threads.submit(program.compile))
-    wait(futures, timeout=max(0.0, log.left() - spare))
+        if alone:
+            waited()
+    waited()
     threads.shutdown(wait=False, cancel_futures=True)
     for program in all_of_them:
         if program.compiled is None:

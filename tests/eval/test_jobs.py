@@ -1,5 +1,6 @@
 """Several metrics and models in one pass: the numbers of each alone, every record read once, programs shared."""
 
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from dcls_jax.eval.data.clickme import ClickMe, Stored
 from dcls_jax.eval.jobs import Job, program_of, run, run_all, same_prepare
 from dcls_jax.eval.localisation import evaluation as localisation
 from dcls_jax.eval.metric import Metric, Result
+from dcls_jax.eval.program import compile_all
 
 METHODS = "grad_cam", "threshold_grad_cam"
 
@@ -114,3 +116,23 @@ def test_two_jobs_do_not_share_a_folder(shards: Path, tmp_path: Path) -> None:
     one, other = jobs([tiny.Tiny()], tmp_path)
     with pytest.raises(ResultsError, match="in use by process"):
         run_all([one, other._replace(settings=one.settings)], ClickMe(shards))
+
+
+@pytest.mark.parametrize(("backend", "at_once"), [("cpu", 2), ("gpu", 1)])
+def test_programs_compile_side_by_side_but_one_after_another_on_a_gpu(
+    backend: str, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two searches for the fastest kernels on one GPU wait for one another until a time limit."""
+    started, most = list[int](), list[int]()
+
+    class Compiling:
+        def compile(self) -> None:
+            started.append(1)
+            time.sleep(0.1)
+            most.append(len(started))
+            started.pop()
+
+    monkeypatch.setattr("jax.default_backend", lambda: backend)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    compile_all([Compiling(), Compiling()])  # type: ignore[list-item]
+    assert (len(most), max(most)) == (2, at_once)
