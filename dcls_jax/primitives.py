@@ -33,6 +33,9 @@ depthwise_conv_p = Primitive("depthwise_conv")
 
 
 def _convolve(x: Array, kernel: Array, *, lowering: Lowering, pads: Pads, strides: Strides, precision: Any) -> Array:
+    out = output_size(x.shape[1:3], kernel.shape[:2], pads, strides)
+    if math.prod(shape := (x.shape[0], *out, x.shape[3])) == 0:
+        return jnp.zeros(shape, x.dtype)
     with _precision(precision):
         return lowering.convolve(x, kernel, pads, strides)
 
@@ -95,6 +98,8 @@ depthwise_kernel_gradient_p = Primitive("depthwise_kernel_gradient")
 def _correlate(
     x: Array, y: Array, *, lowering: Lowering, pads: Pads, strides: Strides, precision: Any, size: tuple[int, int]
 ) -> Array:
+    if x.size == 0 or y.size == 0:
+        return jnp.zeros((*size, x.shape[3]), x.dtype)
     with _precision(precision):
         return lowering.kernel_gradient(x, y, pads, strides, size)
 

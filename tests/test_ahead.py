@@ -70,3 +70,19 @@ def test_convolutions_in_pallas_and_their_gradients_compile_in_seconds(side, cha
     program = jax.jit(step).lower(*(jax.ShapeDtypeStruct(shape, dtype, sharding=there) for shape in shapes)).compile()
     assert program.as_text().count("tpu_custom_call") == 3
     assert program.memory_analysis().temp_size_in_bytes < 2**28
+
+
+def test_a_shard_map_that_knows_what_varies_has_pallas_too():
+    mesh = ahead.mesh_of("tpu", 4)
+
+    def step(x, cells):
+        y, pullback = jax.vjp(lambda x, cells: depthwise_conv(x, cells, padding=8), x, cells)
+        return y, *pullback(y)
+
+    by_batch, alike = PartitionSpec("batch"), PartitionSpec()
+    shared = jax.shard_map(step, mesh=mesh, in_specs=(by_batch, alike), out_specs=(by_batch, by_batch, alike))
+    arguments = (
+        jax.ShapeDtypeStruct(shape, "bfloat16", sharding=NamedSharding(mesh, spec))
+        for shape, spec in (((32, 14, 14, 128), by_batch), ((17, 17, 128), alike))
+    )
+    assert jax.jit(shared).lower(*arguments).compile().as_text().count("tpu_custom_call") == 3

@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from dcls_jax import pallas
+from dcls_jax import pallas, primitives
+from dcls_jax.methods import LOWERINGS
 from dcls_jax.padding import explicit_padding, per_axis
 from tests.conftest import slow
 from tests.test_lowerings import CASES, exact
@@ -43,10 +44,23 @@ def test_channels_that_do_not_fill_the_lanes(channels, assert_close):
 
 
 def test_blocks_of_rows_and_sums_that_do_not_divide_the_image(monkeypatch, assert_close):
-    monkeypatch.setattr(pallas, "BLOCK", 2**16)
+    monkeypatch.setattr(pallas, "BLOCK", 2**20)
     monkeypatch.setattr(pallas, "REGISTERS", 9)
     check((23, 20), (5, 3), 2, 1, assert_close)
-    blocks = pallas._divided(jnp.zeros((1, 23, 20, 6)), (5, 3), ((2, 2), (2, 2)), (1, 1))
-    assert blocks.number > 2
-    assert blocks.height % blocks.rows
-    assert blocks.at_once == 3
+    plan = pallas._planned(jnp.zeros((1, 23, 20, 6)), (5, 3), ((2, 2), (2, 2)), (1, 1))
+    assert plan.blocks > 2
+    assert plan.out[0] % plan.rows
+    assert [len(columns) for columns in plan.strips()] == [8, 8, 6]
+
+
+@pytest.mark.parametrize("shape", [(0, 7, 5, 4), (2, 2, 5, 4), (2, 7, 5, 0)])
+@pytest.mark.parametrize("method", LOWERINGS)
+def test_of_nothing_comes_nothing(method, shape):
+    """No images, no rows of the output, no channels: no platform's kernel is asked."""
+    x, cells, height = jnp.ones(shape), jnp.ones((3, 3, shape[3])), shape[1] - 2
+    how = {"lowering": LOWERINGS[method], "pads": ((0, 0), (1, 1)), "strides": (1, 1), "precision": None}
+    y = primitives._convolve(x, cells, **how)
+    to_kernel = primitives._correlate(x, jnp.ones((shape[0], height, 5, shape[3])), size=(3, 3), **how)
+    assert (y.shape, y.size) == ((shape[0], height, 5, shape[3]), 0)
+    assert to_kernel.shape == cells.shape
+    assert not to_kernel.any()
