@@ -11,7 +11,6 @@ table shows where that time goes.
 import argparse
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -97,13 +96,10 @@ def stages(source: data.ClickMe, transform: Transform) -> dict[str, Callable[[],
     numbers, fields = range(len(source)), (None, transform)
     stored = [source[i] for i in numbers]
     pictures = [Image.fromarray(data.picture(image, np.uint8)) for image, _, _ in stored]
-    framed = [transform.framed(picture) for picture in pictures]
-    uncut = replace(transform, resize=transform.crop)
     parts: dict[str, Callable[[int], object]] = {
         "read and decode": lambda i: source[i],
         "resize to 224": lambda i: data.picture(stored[i][0], np.uint8),
-        "Pillow's bicubic resize": lambda i: transform.framed(pictures[i]),
-        "normalise": lambda i: uncut(framed[i]),
+        "Pillow's bicubic resize": lambda i: transform.pixels(pictures[i]),
         "human maps": lambda i: data.human_maps(stored[i][1], fields),
     }
     return {name: partial(each, part, numbers) for name, part in parts.items()}

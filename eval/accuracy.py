@@ -106,8 +106,12 @@ def metric(
         options={"k": list(k)},
         blank=blank_record(transform),
         prepare=partial(record_of, transform=transform, classes=classes),
-        step=lambda model, records: {name: _hits(output_of(model, records.image), records.label, k)},
+        step=partial(_scores, name=name, transform=transform, k=k),
     )
+
+
+def _scores(model: Any, records: Record, *, name: str, transform: Transform, k: Sequence[int]) -> dict[str, Scores]:
+    return {name: _hits(output_of(model, transform.normalised(records.pixels)), records.label, k)}
 
 
 def _hits(logits: Array, labels: Array, k: Sequence[int]) -> Scores:

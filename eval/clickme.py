@@ -33,9 +33,12 @@ PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 
 
 class Record(NamedTuple):
-    """The image as the model sees it, heatmaps (protocols, 224, 224) and the label; of a batch, (B, ...)."""
+    """What the model sees of an image (crop, crop, 3) uint8, heatmaps (protocols, 224, 224) and the label.
 
-    image: Any
+    Of a batch, (B, ...).
+    """
+
+    pixels: Any
     heatmaps: Any
     label: Any
 
@@ -147,13 +150,13 @@ def metric(
         labels={"method": method},
         blank=_blank(transform, protocols),
         prepare=_preparation(transform, protocols, classes_of(model, transform)),
-        step=partial(_scores, method=method, protocols=tuple(protocols)),
+        step=partial(_scores, transform=transform, method=method, protocols=tuple(protocols)),
     )
 
 
 def _blank(transform: Transform, protocols: Sequence[Protocol]) -> Record:
-    image = np.zeros((transform.crop, transform.crop, 3), np.float32)
-    return Record(image, np.zeros((len(protocols), SIZE, SIZE), np.float32), np.zeros((), np.int32))
+    pixels = np.zeros((transform.crop, transform.crop, 3), np.uint8)
+    return Record(pixels, np.zeros((len(protocols), SIZE, SIZE), np.float32), np.zeros((), np.int32))
 
 
 def _preparation(transform: Transform, protocols: Sequence[Protocol], classes: int) -> Callable[[Stored], Record]:
@@ -164,12 +167,14 @@ def _preparation(transform: Transform, protocols: Sequence[Protocol], classes: i
 def _record(stored: Stored, *, transform: Transform, fields: tuple[Transform | None, ...], classes: int) -> Record:
     image, heatmap, label = stored
     check_label(label, classes)
-    seen = transform(Image.fromarray(picture(image, np.uint8)))  # truncated, as the study did
+    seen = transform.pixels(Image.fromarray(picture(image, np.uint8)))  # truncated, as the study did
     return Record(seen, human_maps(heatmap, fields), np.asarray(label, np.int32))
 
 
-def _scores(model: Backbone, records: Record, *, method: str, protocols: tuple[Protocol, ...]) -> dict[str, Scores]:
-    raw = raw_maps(model, records.image, records.label, method=method)
+def _scores(
+    model: Backbone, records: Record, *, transform: Transform, method: str, protocols: tuple[Protocol, ...]
+) -> dict[str, Scores]:
+    raw = raw_maps(model, transform.normalised(records.pixels), records.label, method=method)
     maps = presented(raw, method=method, size=SIZE)
     by_protocol = jax.vmap(jax.vmap(spearman, in_axes=(None, 0)))(maps, records.heatmaps)
     status = first_reason(map_status(raw), map_status(maps))

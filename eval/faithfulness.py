@@ -169,9 +169,12 @@ PRESETS = {
 
 
 class Record(NamedTuple):
-    """The image by each transform (views, crop, crop, 3), and the number of its random key; of a batch, (B, ...)."""
+    """The picture by each transform (views, crop, crop, 3) uint8, and the number of its random key.
 
-    images: Any
+    Of a batch, (B, ...).
+    """
+
+    pixels: Any
     number: Any
 
 
@@ -220,7 +223,7 @@ def check_choice(method: str, presets: Sequence[str] | Mapping[str, Preset]) -> 
 
 def _record(sample: Sample, *, views: Views) -> Record:
     picture = picture_of(sample[0] if isinstance(sample, tuple) else sample)
-    return Record(views.seen(picture), np.asarray(zlib.crc32(picture.tobytes()), np.uint32))
+    return Record(views.pixels(picture), np.asarray(zlib.crc32(picture.tobytes()), np.uint32))
 
 
 def _scores(
@@ -229,13 +232,12 @@ def _scores(
     def explain(model: Any, images: Array, targets: Any, *, layer: str | None = None) -> Array:
         return presented(raw_maps(model, images, targets, method=method), method=method)
 
-    def by_transform(view: int) -> Seen:
-        images = records.images[:, view]
+    def by_transform(images: Array, transform: Transform) -> Seen:
         targets = output_of(model, images).argmax(-1)
         maps = explain(model, images, targets)
-        return Seen(model, images, targets, maps, explain, records.number, views.transforms[view].std)
+        return Seen(model, images, targets, maps, explain, records.number, transform.std)
 
-    batches = [*map(by_transform, range(len(views.transforms)))]
+    batches = [*map(by_transform, views.images(records.pixels), views.transforms)]
     return {name: _of_preset(batches[views.of[name]], preset) for name, preset in presets.items()}
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
+from jax import Array
 from PIL import Image
 
 from dcls_jax.eval.data.records import RecordError
@@ -34,15 +35,19 @@ class Views(NamedTuple):
         """That of a preset."""
         return self.transforms[self.of[preset]]
 
-    def seen(self, picture: Image.Image) -> np.ndarray:
-        """A picture by each transform: (views, crop, crop, 3) float32."""
-        return np.stack([transform(picture) for transform in self.transforms])
+    def pixels(self, picture: Image.Image) -> np.ndarray:
+        """A picture by each transform: (views, crop, crop, 3) uint8."""
+        return np.stack([transform.pixels(picture) for transform in self.transforms])
+
+    def images(self, pixels: Array) -> list[Array]:
+        """Pixels of a batch (B, views, crop, crop, 3) -> a model's inputs (B, crop, crop, 3) float32, of each view."""
+        return [transform.normalised(pixels[:, view]) for view, transform in enumerate(self.transforms)]
 
     @property
     def blank(self) -> np.ndarray:
-        """Zeros, as `seen` has them."""
+        """Zeros, as `pixels` has them."""
         crop = self.transforms[0].crop
-        return np.zeros((len(self.transforms), crop, crop, 3), np.float32)
+        return np.zeros((len(self.transforms), crop, crop, 3), np.uint8)
 
 
 def views_of(transform: Transform, frames: Mapping[str, str]) -> Views:

@@ -176,7 +176,7 @@ def _comparison(
         raise ValueError(f"method (={method!r}) must be one of {', '.join(METHODS)}")
     classes = classes_of(model, transform)
     check_classes(samples, classes)
-    maps_of = partial(_maps, method=method, layer=options["layer"], predicted=rule.predicted)
+    maps_of = partial(_maps, transform=transform, method=method, layer=options["layer"], predicted=rule.predicted)
     return Metric(
         name="sanity",
         title=title,
@@ -195,9 +195,11 @@ def _summary(values: Mapping[str, np.ndarray]) -> dict[str, float]:
     return {name: mean(values[name]) for name in MEASURES if name in values}
 
 
-def _maps(model: Backbone, records: Record, *, method: str, layer: str | None, predicted: bool) -> Array:
+def _maps(
+    model: Backbone, records: Record, *, transform: Transform, method: str, layer: str | None, predicted: bool
+) -> Array:
     """Maps (B, H, W) of the label, or of the class that this model predicts."""
-    images = records.image
+    images = transform.normalised(records.pixels)
     targets = output_of(model, images).argmax(-1) if predicted else records.label
     # Every image gets the same noise; of guided gradients, which have a map for each colour, the sum is taken.
     options = {"key": jax.random.key(0), "reduce": channel_sum}

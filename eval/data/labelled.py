@@ -14,22 +14,22 @@ Sample = tuple[Any, ...]
 
 
 class Record(NamedTuple):
-    """The image as the model sees it (crop, crop, 3) float32, and the label () int32; of a batch, (B, ...)."""
+    """What the model sees of a picture (crop, crop, 3) uint8, and the label () int32; of a batch, (B, ...)."""
 
-    image: Any
+    pixels: Any
     label: Any
 
 
 def blank_record(transform: Transform) -> Record:
     """A record of zeros."""
-    return Record(np.zeros((transform.crop, transform.crop, 3), np.float32), np.zeros((), np.int32))
+    return Record(np.zeros((transform.crop, transform.crop, 3), np.uint8), np.zeros((), np.int32))
 
 
 def record_of(sample: Sample, *, transform: Transform, classes: int) -> Record:
     """The record of a sample. Raises RecordError for a label that the model does not have, and no picture."""
     image, label, *_ = sample
     check_label(label, classes)
-    return Record(transform(picture_of(image)), np.asarray(label, np.int32))
+    return Record(transform.pixels(picture_of(image)), np.asarray(label, np.int32))
 
 
 def check_classes(samples: Samples[Sample], classes: int) -> None:

@@ -99,9 +99,9 @@ def _count(pictures: Source[Annotated], index: int) -> int:
 
 
 class Record(NamedTuple):
-    """The image by each transform (views, crop, crop, 3), and the label; of a batch, (B, ...)."""
+    """The picture by each transform (views, crop, crop, 3) uint8, and the label; of a batch, (B, ...)."""
 
-    images: Any
+    pixels: Any
     label: Any
 
 
@@ -175,13 +175,12 @@ def _check_classes(presets: Mapping[str, Preset], classes: int) -> None:
 
 def _record(sample: Sample, *, views: Views, classes: int) -> Record:
     check_label(sample.label, classes)
-    return Record(views.seen(picture_of(sample.image)), np.asarray(sample.label, np.int32))
+    return Record(views.pixels(picture_of(sample.image)), np.asarray(sample.label, np.int32))
 
 
 def _output(model: Any, records: Record, *, method: str, views: Views) -> Output:
     maps, right = [], []
-    for view in range(len(views.transforms)):
-        images = records.images[:, view]
+    for images in views.images(records.pixels):
         maps.append(presented(raw_maps(model, images, records.label, method=method), method=method))
         right.append(output_of(model, images).argmax(-1) == records.label)
     return Output(jnp.stack(maps, 1), jnp.stack(right, 1))

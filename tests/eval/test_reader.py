@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import simplejpeg
@@ -92,11 +93,15 @@ def test_images_are_the_plain_arithmetic_to_the_bit(pictures: Path, transform: T
         np.testing.assert_array_equal(sample.image, resized)
         whole = Image.fromarray(resized.astype(np.uint8)).resize((transform.resize,) * 2, Image.Resampling.BICUBIC)
         start = round((transform.resize - transform.crop) / 2)
-        framed = np.asarray(whole, np.float32)[start:, start:][: transform.crop, : transform.crop]
+        framed = np.asarray(whole)[start:, start:][: transform.crop, : transform.crop]
         mean, std = (np.asarray(values, np.float32) for values in (transform.mean, transform.std))
         record = prepare(source[index])
-        np.testing.assert_array_equal(record.image, (framed / 255 - mean) / std)
-        assert (record.image.dtype, record.label) == (np.float32, index)
+        np.testing.assert_array_equal(record.pixels, framed)
+        assert (record.pixels.dtype, record.label) == (np.uint8, index)
+        images = transform.normalised(record.pixels)
+        np.testing.assert_array_equal(images, (framed.astype(np.float32) / 255 - mean) / std)
+        assert images.dtype == np.float32
+        np.testing.assert_allclose(jax.jit(transform.normalised)(record.pixels), images, 1e-6, 1e-6)
 
 
 @pytest.mark.parametrize("transform", TRANSFORMS, ids=lambda transform: f"{transform.resize}-{transform.crop}")
