@@ -82,7 +82,7 @@ def choose(method: str, platform: str, x: Array, size: tuple[int, ...], strides:
     if not LOWERINGS[method].supports(platform, x, strides):
         raise ValueError(
             f"method (={method!r}, or DCLS_JAX_DEPTHWISE) does not support {x.dtype} at strides {strides} on "
-            f"{platform}, or was not built at install"
+            f"{platform} for images {x.shape}, or was not built at install"
         )
     return method
 
