@@ -65,7 +65,7 @@ def main() -> None:
     print("| model | before, ms per image | after | before/after |\n|---|---|---|---|")
     for name in options.models.split(","):
         for form in ("dcls", "standard"):
-            sides = [side(it.absolute(), name, form, options.batch) for it in (options.before, options.after)]
+            sides = [side(it.resolve(), name, form, options.batch) for it in (options.before, options.after)]
             for process in sides:
                 answer(process)
             turns = [[float(answer(process, "a turn\n")) for process in sides] for _ in range(options.rounds)]
