@@ -38,8 +38,8 @@ for _ in sys.stdin:
 def side(checkout: Path, name: str, form: str, batch: int) -> subprocess.Popen[str]:
     path = os.pathsep.join(map(str, (checkout, checkout / "benchmarks")))
     command = [sys.executable, "-c", ONE_SIDE, name, form, str(batch), str(checkout)]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=os.environ | {"PYTHONPATH": path})
+    environment, pipe = os.environ | {"PYTHONPATH": path}, subprocess.PIPE
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment, cwd=checkout)
 
 
 def answer(process: subprocess.Popen[str], line: str = "") -> str:
