@@ -27,6 +27,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dcls_jax import freeze, native
 from dcls_jax.cam import grad_cam
+from dcls_jax.compilation import OPTIONS
 from dcls_jax.eval import clickme, faithfulness
 from dcls_jax.eval.program import each_on_its_share
 from dcls_jax.freezing import dcls_layers
@@ -134,7 +135,7 @@ def compiled(step: Step, mesh: Mesh) -> tuple[Any, float]:
     arguments = placed(step.state, PartitionSpec()), placed(step.batch, PartitionSpec("batch"))
     lowered = jax.jit(function).lower(*arguments)
     start = time.perf_counter()
-    return lowered.compile(), time.perf_counter() - start
+    return lowered.compile(OPTIONS.get(mesh.devices.flat[0].platform)), time.perf_counter() - start
 
 
 def row(program: Any, seconds: float) -> list[str]:

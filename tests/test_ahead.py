@@ -52,6 +52,12 @@ def test_for_four_chips_that_share_a_batch():
     check("tpu", "convnext_tiny", "bfloat16", chips=4)
 
 
+def test_a_whole_fastvit_does_not_kill_the_compiler():
+    """Which died of a segmentation fault in its second arrangement of on-chip memory."""
+    step = ahead.steps("fastvit_sa24", True, "bfloat16", 64)["deletion and insertion"]
+    ahead.compiled(step, ahead.mesh_of("tpu"))
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
     ("side", "channels", "kernel", "stride"),
