@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,8 @@ def test_every_section_measures_on_any_machine(tmp_path):
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in (tmp_path / "measurements.jsonl").read_text().splitlines()]
     wrong = [line for line in lines if "error" in line or line["case"] == "left out"]
-    assert not wrong
+    without_torch = [{"section": "torch", "case": "left out", "why": "torch is not installed"}]
+    assert wrong == (without_torch if find_spec("torch") is None else [])
     assert {line["case"] for line in lines} >= {
         "device",
         "speed",
