@@ -24,7 +24,9 @@ def compiler_options() -> dict[str, str | bool]:
     other platforms, or in a compiler that does not know them. Numbers stay within float32 rounding: the same operations
     are fused otherwise.
     """
-    options = OPTIONS.get(jax.default_backend(), {})
+    options = OPTIONS.get(jax.default_backend())
+    if options is None:
+        return {}
     try:
         jax.jit(lambda x: x, compiler_options=options).lower(0).compile()
     except jax.errors.JaxRuntimeError:

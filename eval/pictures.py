@@ -4,7 +4,6 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -121,8 +120,7 @@ def _explainer(
 
 
 def _inputs(model: Backbone, seen: Sequence[np.ndarray]) -> np.ndarray:
-    normalise = replace(model.transform, resize=model.transform.crop)
-    return np.stack([normalise(Image.fromarray(picture)) for picture in seen])
+    return model.transform.normalised(np.stack(seen))
 
 
 def _by_groups(function: Callable[..., Any], *arguments: Sequence[Any] | np.ndarray) -> Iterator[Any]:
