@@ -4,7 +4,7 @@ XLA lowers a depthwise convolution to a loop that is 10 to 100 times slower than
 travels so: a layer calls `convolve` (convolution.py), that calls `depthwise_conv`, which binds a primitive
 (primitives.py) with derivatives, batching and sharding of its own; when the program is compiled, for a platform that is
 then known, the primitive takes a row of `LOWERINGS` (methods.py), and the row's functions (lowerings.py, native/,
-pallas.py) say what is computed.
+triton.py, pallas.py) say what is computed.
 """
 
 import os
@@ -41,8 +41,8 @@ def depthwise_conv(
     DCLS_JAX_DEPTHWISE, where it is set, is taken for "auto".
     precision: of products on hardware that has several; unless given, JAX's default.
     Raises ValueError where shapes, dtypes or shardings do not fit or the method is unknown; and, when the program is
-    compiled, where the platform does not have the method ("pallas" is for TPUs, "native" for CPUs, "cuda" for NVIDIA
-    GPUs, these two where the native library was built).
+    compiled, where the platform does not have the method ("pallas" is for TPUs, "cuda" and "triton" for NVIDIA GPUs,
+    "native" for CPUs, it and "cuda" where the native library was built).
     """
     if x.ndim != 4 or kernel.ndim != 3 or x.shape[-1] != kernel.shape[-1]:
         raise ValueError(f"x {x.shape} must be (B, H, W, C) and kernel {kernel.shape} (kh, kw, C), with equal C")

@@ -12,11 +12,11 @@ from typing import Any, Literal
 import jax
 from jax import Array
 
-from dcls_jax import native, pallas
+from dcls_jax import native, pallas, triton
 from dcls_jax.lowerings import Pads, Strides, dft, direct, fft, shifts, toeplitz
 from dcls_jax.native import cuda
 
-Method = Literal["auto", "direct", "fft", "dft", "shifts", "toeplitz", "native", "cuda", "pallas"]
+Method = Literal["auto", "direct", "fft", "dft", "shifts", "toeplitz", "native", "cuda", "triton", "pallas"]
 Convolution = Callable[[Array, Array, Pads, Strides], Array]  # x, kernel
 KernelGradient = Callable[[Array, Array, Pads, Strides, tuple[int, int]], Array]  # x, gradient to the output; size
 
@@ -65,6 +65,7 @@ LOWERINGS: dict[str, Lowering] = {
     "toeplitz": Lowering(toeplitz, transpose_of(toeplitz), local=False),
     "native": Lowering(native.depthwise, _native_kernel_gradient, native.supports, portable=False),
     "cuda": Lowering(cuda.depthwise, cuda.kernel_gradient, cuda.supports, portable=False),
+    "triton": Lowering(triton.depthwise, triton.kernel_gradient, triton.supports, portable=False),
     "pallas": Lowering(pallas.depthwise, pallas.kernel_gradient, pallas.supports),
 }
 # Their names by the time they take, on each platform that was at hand; `benchmarks/depthwise.py --table` measures it.

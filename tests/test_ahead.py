@@ -58,23 +58,28 @@ def test_a_whole_fastvit_does_not_kill_the_compiler():
     ahead.compiled(step, ahead.mesh_of("tpu"))
 
 
+@pytest.mark.parametrize(
+    ("target", "method", "call"), [("tpu", "pallas", "tpu_custom_call"), ("cuda", "triton", "__gpu$xla.gpu.triton")]
+)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
     ("side", "channels", "kernel", "stride"),
     [(56, 96, 17, 1), (28, 192, 7, 1), (14, 384, 17, 1), (7, 768, 17, 1), (112, 64, 3, 2), (56, 128, 7, 2)],
 )
-def test_convolutions_in_pallas_and_their_gradients_compile_in_seconds(side, channels, kernel, stride, dtype):
+def test_convolutions_in_pallas_and_their_gradients_compile_in_seconds(
+    side, channels, kernel, stride, dtype, target, method, call
+):
     def step(x, cells):
         def convolve(x, cells):
-            return depthwise_conv(x, cells, padding=kernel // 2, stride=stride, method="pallas")
+            return depthwise_conv(x, cells, padding=kernel // 2, stride=stride, method=method)
 
         y, pullback = jax.vjp(convolve, x, cells)
         return y, *pullback(y)
 
-    there = NamedSharding(ahead.mesh_of("tpu"), PartitionSpec())
+    there = NamedSharding(ahead.mesh_of(target), PartitionSpec())
     shapes = (8, side, side, channels), (kernel, kernel, channels)
     program = jax.jit(step).lower(*(jax.ShapeDtypeStruct(shape, dtype, sharding=there) for shape in shapes)).compile()
-    assert program.as_text().count("tpu_custom_call") == 3
+    assert program.as_text().count(f'custom_call_target="{call}"') == 3
     assert program.memory_analysis().temp_size_in_bytes < 2**28
 
 

@@ -18,7 +18,13 @@ needs_native = pytest.mark.skipif(not native.available(), reason="no C++ compile
 needs_gpu = pytest.mark.skipif(HERE != "cuda", reason="no GPU is here; tests/test_cuda.py runs its kernels on the CPU")
 needs_cpu = pytest.mark.skipif(HERE != "cpu", reason="these kernels are for CPUs")
 needs_tpu = pytest.mark.skipif(HERE != "tpu", reason="no TPU is here; tests/test_pallas.py interprets its kernels")
-NEEDS = {"native": [needs_native, needs_cpu], "cuda": [needs_native, needs_gpu], "pallas": [needs_tpu]}
+needs_triton = pytest.mark.skipif(HERE != "cuda", reason="no GPU is here; tests/test_pallas.py interprets its kernels")
+NEEDS = {
+    "native": [needs_native, needs_cpu],
+    "cuda": [needs_native, needs_gpu],
+    "triton": [needs_triton],
+    "pallas": [needs_tpu],
+}
 METHODS = [pytest.param(name, marks=NEEDS.get(name, [])) for name in (*LOWERINGS, "auto")]
 NOT_LOCAL = [name for name, lowering in LOWERINGS.items() if not lowering.local]
 # image, kernel, padding, stride

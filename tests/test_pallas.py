@@ -1,10 +1,12 @@
-"""The kernels for TPUs, interpreted; `make aot` compiles them."""
+"""The kernels in Pallas, for TPUs and for GPUs, interpreted; `make aot` compiles them."""
+
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import pytest
 
-from dcls_jax import pallas, primitives
+from dcls_jax import pallas, primitives, triton
 from dcls_jax.methods import LOWERINGS
 from dcls_jax.padding import explicit_padding, per_axis
 from tests.conftest import slow
@@ -14,7 +16,12 @@ from tests.test_lowerings import CASES, exact
 QUICK = [((7, 7), (17, 17), 8, 1), ((15, 14), (7, 7), 3, 2), ((11, 16), (17, 5), ((9, 7), (0, 4)), (2, 1))]
 
 
-def check(size, kernel_size, padding, stride, assert_close, *, channels=6, dtype="float32"):
+@pytest.fixture(params=[pallas, triton], ids=lambda module: module.__name__)
+def kernels(request):
+    return request.param
+
+
+def check(kernels, size, kernel_size, padding, stride, assert_close, *, channels=6, dtype="float32"):
     x, kernel, direction, (y, _, to_kernel) = exact(size, kernel_size, padding, stride, channels, dtype)
     strides = per_axis(stride, 2, "stride")
     pads = explicit_padding(padding, size=size, kernel_size=kernel_size, stride=strides)
@@ -23,8 +30,8 @@ def check(size, kernel_size, padding, stride, assert_close, *, channels=6, dtype
     def run(x, kernel, direction):
         interpreted = {"pads": pads, "strides": strides, "interpret": True}
         return (
-            pallas.depthwise(x, kernel, **interpreted),
-            pallas.kernel_gradient(x, direction, size=kernel_size, **interpreted),
+            kernels.depthwise(x, kernel, **interpreted),
+            kernels.kernel_gradient(x, direction, size=kernel_size, **interpreted),
         )
 
     for result, exactly in zip(run(x, kernel, direction), (y, to_kernel), strict=True):
@@ -34,23 +41,43 @@ def check(size, kernel_size, padding, stride, assert_close, *, channels=6, dtype
 
 @pytest.mark.parametrize("dtype", ["float32", slow("bfloat16")])
 @pytest.mark.parametrize("case", [case if case in QUICK else slow(case) for case in CASES])
-def test_kernels_are_exact(case, dtype, assert_close):
-    check(*case, assert_close, dtype=dtype)
+def test_kernels_are_exact(kernels, case, dtype, assert_close):
+    check(kernels, *case, assert_close, dtype=dtype)
 
 
 @pytest.mark.parametrize("channels", [slow(128), 200])
-def test_channels_that_do_not_fill_the_lanes(channels, assert_close):
-    check((9, 8), (3, 5), 2, 1, assert_close, channels=channels)
+def test_channels_that_do_not_fill_the_lanes(kernels, channels, assert_close):
+    check(kernels, (9, 8), (3, 5), 2, 1, assert_close, channels=channels)
 
 
 def test_blocks_of_rows_and_sums_that_do_not_divide_the_image(monkeypatch, assert_close):
     monkeypatch.setattr(pallas, "BLOCK", 2**20)
     monkeypatch.setattr(pallas, "REGISTERS", 9)
-    check((23, 20), (5, 3), 2, 1, assert_close)
+    check(pallas, (23, 20), (5, 3), 2, 1, assert_close)
     plan = pallas._planned(jnp.zeros((1, 23, 20, 6)), (5, 3), ((2, 2), (2, 2)), (1, 1))
     assert plan.blocks > 2
     assert plan.out[0] % plan.rows
     assert [len(columns) for columns in plan.strips()] == [8, 8, 6]
+
+
+@pytest.mark.parametrize("stride", [1, slow((3, 2))])
+def test_blocks_of_a_gpu_that_do_not_divide_the_image(stride, monkeypatch, assert_close):
+    monkeypatch.setattr(triton, "ROWS", (4,))
+    check(triton, (23, 20), (5, 3), 2, stride, assert_close)
+    plan = triton._planned(jnp.zeros((1, 23, 20, 6)), (5, 3), ((2, 2), (2, 2)), (1, 1))
+    assert plan.blocks == (6, 3, 1)
+    assert (plan.rows, plan.columns, plan.channels) == (4, 8, 8)
+
+
+def test_triton_is_not_asked_for_gpus_that_it_does_not_know(monkeypatch):
+    x = jnp.zeros((1, 7, 7, 4))
+    for capability, known in (("7.5", False), ("8.0", True), ("12.0", True)):
+        monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+        gpu = SimpleNamespace(compute_capability=capability)
+        monkeypatch.setattr(jax, "local_devices", lambda gpu=gpu: [gpu])
+        triton._triton_knows_the_gpus.cache_clear()
+        assert triton.supports("cuda", x, (1, 1)) == known
+    triton._triton_knows_the_gpus.cache_clear()
 
 
 @pytest.mark.parametrize("shape", [(0, 7, 5, 4), (2, 2, 5, 4), (2, 7, 5, 0)])
