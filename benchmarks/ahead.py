@@ -76,8 +76,9 @@ def mesh_of(target: str, chips: int = 1) -> Mesh:
 def steps(name: str, dcls: bool, dtype: str, batch: int, side: int = 224, **config: Any) -> dict[str, Step]:
     """All of a model. Kernels are constructed once, but where training moves what they are made of."""
     model = nnx.eval_shape(lambda: create_model(name, dcls=dcls, dtype=jnp.dtype(dtype), **config))
-    frozen = nnx.eval_shape(lambda: freeze(create_model(name, dcls=dcls, dtype=jnp.dtype(dtype), **config)))
-    images, labels = _shape((batch, side, side, 3)), _shape((batch,), jnp.int32)
+    seen = batch, side, side, 3
+    frozen = nnx.eval_shape(lambda: freeze(create_model(name, dcls=dcls, dtype=jnp.dtype(dtype), **config), seen))
+    images, labels = _shape(seen), _shape((batch,), jnp.int32)
     graph, state = nnx.split(frozen)
     transform = replace(model.transform, resize=side, crop=side)
 

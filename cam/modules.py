@@ -17,7 +17,7 @@ from jax.extend.core import Jaxpr, JaxprEqn
 from dcls_jax.cam.interpret import evaluate, inner_jaxprs, interpret, is_call
 from dcls_jax.cam.model import CutError, Head, versions
 from dcls_jax.cam.pytree import pytree
-from dcls_jax.freezing import modules_by_path
+from dcls_jax.modules import modules_by_path
 
 Replace = Callable[[Array], Array]  # the output of a submodule -> what the module sees instead
 

@@ -1,39 +1,15 @@
 """Which positions each DCLS layer of a model uses, and kernels constructed once, for inference."""
 
-from collections.abc import Iterator, Mapping
-from typing import Any, TypeVar, cast
+from collections.abc import Iterator
+from typing import TypeVar, cast
 
-import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from dcls_jax.layers import Conv, Dcls, Positions
+from dcls_jax.matrices import with_matrices
+from dcls_jax.modules import Path, copied, modules_by_path, set_module
 
 M = TypeVar("M", bound=nnx.Module)
-Path = tuple[Any, ...]  # attribute names, list indices and keys
-
-
-def modules_by_path(model: nnx.Module) -> dict[Path, nnx.Module]:
-    """Every module of a model under every path that leads to it: one that is used at two places is there twice."""
-    found: dict[Path, nnx.Module] = {}
-
-    def visit(node: Any, path: Path, around: tuple[int, ...]) -> None:
-        if id(node) in around:  # a module that knows the one that it is in
-            return
-        if isinstance(node, nnx.Module):
-            found[path] = node
-        if isinstance(node, nnx.Module | Mapping | list | tuple):
-            for name, child in _children(node):
-                visit(child, (*path, name), (*around, id(node)))
-
-    visit(model, (), ())
-    return found
-
-
-def _children(node: Any) -> list[tuple[Any, Any]]:
-    if isinstance(node, nnx.List | list | tuple):
-        return list(enumerate(node))
-    return list(node.items() if isinstance(node, Mapping) else vars(node).items())
 
 
 def dcls_layers(model: nnx.Module) -> Iterator[tuple[Path, Dcls, Path]]:
@@ -53,11 +29,14 @@ def dcls_layers(model: nnx.Module) -> Iterator[tuple[Path, Dcls, Path]]:
         yield path, layer, owner
 
 
-def freeze(model: M) -> M:
+def freeze(model: M, images: tuple[int, ...] | None = None) -> M:
     """A copy for inference with equal outputs, in which each DCLS layer is a dense convolution, constructed once.
 
     It shares no array with the model, whose buffers a training step may donate. Layers that are one module at several
-    places stay one. Raises ValueError for a DCLS layer whose positions are not found (see `dcls_layers`).
+    places stay one.
+    images: the shape (B, H, W, C) of what the copy will be called with, any B, if it is always that. Then depthwise
+    convolutions of small images keep the matrices that they are (`MatrixConv`) where these are faster: on TPUs.
+    Raises ValueError for a DCLS layer whose positions are not found (see `dcls_layers`).
     """
     model = copied(model)
     modules = modules_by_path(model)
@@ -70,17 +49,12 @@ def freeze(model: M) -> M:
     for path, layer, owner in found:
         conv = dense[id(layer), id(modules[owner])]
         if path == ():  # the model is a single layer
-            return cast(M, conv)
-        set_module(model, path, conv)
+            model = cast(M, conv)
+        else:
+            set_module(model, path, conv)
     for shared in {owner for path, _, owner in found if owner[:-1] != path}:
         set_module(model, shared, None)
-    return model
-
-
-def copied(model: M) -> M:
-    """The model with arrays of its own."""
-    graphdef, state = nnx.split(model)
-    return nnx.merge(graphdef, jax.tree.map(jnp.copy, state))
+    return model if images is None else with_matrices(model, images)
 
 
 def _dense(layer: Dcls, positions: Positions) -> Conv:
@@ -94,20 +68,3 @@ def _dense(layer: Dcls, positions: Positions) -> Conv:
         dtype=layer.dtype,
         precision=layer.precision,
     )
-
-
-def module_at(model: nnx.Module, path: Path) -> Any:
-    """What is at a path of attribute names, list indices and keys."""
-    node: Any = model
-    for name in path:
-        node = getattr(node, name) if isinstance(node, nnx.Module) and isinstance(name, str) else node[name]
-    return node
-
-
-def set_module(model: nnx.Module, path: Path, module: nnx.Module | None) -> None:
-    """Put a module at a path, in place."""
-    parent, name = module_at(model, path[:-1]), path[-1]
-    if isinstance(parent, nnx.Module) and isinstance(name, str):
-        setattr(parent, name, module)
-    else:
-        parent[name] = module

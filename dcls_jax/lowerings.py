@@ -4,6 +4,7 @@ Each takes x (B, H, W, C), kernel (kh, kw, C), explicit padding and strides, and
 """
 
 import math
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -151,15 +152,26 @@ def toeplitz(x: Array, kernel: Array, pads: Pads, strides: Strides) -> Array:
 
     For small images: the matrix has H' W' x H W numbers, of which those that are on one diagonal of a block are equal.
     """
-    out = output_size(x.shape[1:3], kernel.shape[:2], pads, strides)
+    matrices = toeplitz_matrices(kernel, x.shape[1:3], pads, strides)
+    return times_matrices(x, matrices, output_size(x.shape[1:3], kernel.shape[:2], pads, strides))
+
+
+def toeplitz_matrices(kernel: Array, size: tuple[int, ...], pads: Pads, strides: Strides) -> Array:
+    """What convolves images of a size (H, W) with each channel's kernel (kh, kw, C), as a matrix: (C, H' W', H W)."""
+    out = output_size(size, kernel.shape[:2], pads, strides)
     rows, columns = (
-        _cells_met(size, k, low, stride, outputs)
-        for size, k, (low, _), stride, outputs in zip(x.shape[1:3], kernel.shape[:2], pads, strides, out, strict=True)
+        _cells_met(length, k, low, stride, outputs)
+        for length, k, (low, _), stride, outputs in zip(size, kernel.shape[:2], pads, strides, out, strict=True)
     )
     by_row = _product("nwj,ijc->inwc", columns, kernel)
-    matrices = _product("mhi,inwc->cmnhw", rows, by_row)
-    y = jnp.einsum("bhwc,cmnhw->bmnc", x, matrices, preferred_element_type=at_least_float32(x))
-    return y.astype(x.dtype)
+    return _product("mhi,inwc->cmnhw", rows, by_row).reshape(-1, math.prod(out), math.prod(size))
+
+
+def times_matrices(x: Array, matrices: Array, out: tuple[int, ...], precision: Any = None) -> Array:
+    """x (B, H, W, C), matrices (C, H' W', H W) -> (B, *out, C), summed in float32."""
+    flat, wide = x.reshape(len(x), -1, x.shape[3]), at_least_float32(x)
+    y = jnp.einsum("bic,coi->boc", flat, matrices, precision=precision, preferred_element_type=wide)
+    return y.astype(x.dtype).reshape(len(x), *out, x.shape[3])
 
 
 def _cells_met(size: int, cells: int, low: int, stride: int, out: int) -> np.ndarray:

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -94,21 +95,34 @@ def fastest(platform: str, x: Any, size: tuple[int, ...], strides: Strides, *, p
     portable: only what runs on a machine without this library.
     """
     _say_what_is_unmeasured(platform)
-    stride = min(max(strides), 2)
-    cases = [case for case in FASTEST.get(platform, []) if (case["dtype"], case["stride"]) == (x.dtype.name, stride)]
-    if not cases:
-        return "direct"
-
-    def distance(case: dict[str, Any]) -> float:
-        pairs = (case["size"] ** 2, math.prod(x.shape[1:3])), (case["kernel"] ** 2, math.prod(size))
-        return sum(abs(math.log(a / b)) for a, b in pairs)
 
     def there_is(method: str) -> bool:
         lowering = LOWERINGS[method]
         return lowering.local and (lowering.portable or not portable) and lowering.supports(platform, x, strides)
 
-    order: list[str] = min(cases, key=distance)["order"]
+    order: list[str] = _nearest_case(platform, x, size, strides).get("order", [])
     return next((method for method in order if there_is(method)), "direct")
+
+
+def _nearest_case(platform: str, x: Any, size: tuple[int, ...], strides: Strides) -> dict[str, Any]:
+    """The row of fastest.json for the most similar convolution; empty where there is none of its dtype and stride."""
+    stride = min(max(strides), 2)
+    cases = [case for case in FASTEST.get(platform, []) if (case["dtype"], case["stride"]) == (x.dtype.name, stride)]
+
+    def distance(case: dict[str, Any]) -> float:
+        pairs = (case["size"] ** 2, math.prod(x.shape[1:3])), (case["kernel"] ** 2, math.prod(size))
+        return sum(abs(math.log(a / b)) for a, b in pairs)
+
+    return min(cases, key=distance, default={})
+
+
+def keeps_matrix(platform: str, x: Any, size: tuple[int, ...], strides: Strides) -> bool:
+    """Whether a frozen convolution is a product with a matrix, made once: "kept" in fastest.json, of so many channels.
+
+    Not where the environment variable DCLS_JAX_DEPTHWISE asks for a lowering.
+    """
+    asked, case = os.environ.get("DCLS_JAX_DEPTHWISE", "auto"), _nearest_case(platform, x, size, strides)
+    return asked == "auto" and x.shape[-1] <= case.get("kept", 0)
 
 
 @cache

@@ -14,7 +14,7 @@ from dcls_jax.cam.model import output_of
 from dcls_jax.eval.data.labelled import Record, Sample, blank_record, check_classes, record_of
 from dcls_jax.eval.data.source import Samples, as_source
 from dcls_jax.eval.jobs import run
-from dcls_jax.eval.metric import Metric, Result, Settings, classes_of, means
+from dcls_jax.eval.metric import Metric, Result, Settings, classes_of, frozen_for, means
 from dcls_jax.eval.status import Scores, Status
 from dcls_jax.models import Backbone, Transform
 from dcls_jax.models.published import Accuracy
@@ -107,6 +107,7 @@ def metric(
         blank=blank_record(transform),
         prepare=partial(record_of, transform=transform, classes=classes),
         step=partial(_scores, name=name, transform=transform, k=k),
+        held=frozen_for(transform),
     )
 
 

@@ -21,7 +21,7 @@ from dcls_jax.eval.data.clickme import load as load
 from dcls_jax.eval.data.records import Paths
 from dcls_jax.eval.data.source import check_label
 from dcls_jax.eval.jobs import run
-from dcls_jax.eval.metric import Metric, Settings, classes_of, mean
+from dcls_jax.eval.metric import Metric, Settings, classes_of, frozen_for, mean
 from dcls_jax.eval.rank import spearman
 from dcls_jax.eval.status import Scores, Status, first_reason, map_status
 from dcls_jax.eval.study import presented, raw_maps
@@ -151,6 +151,7 @@ def metric(
         blank=_blank(transform, protocols),
         prepare=_preparation(transform, protocols, classes_of(model, transform)),
         step=partial(_scores, transform=transform, method=method, protocols=tuple(protocols)),
+        held=frozen_for(transform),
     )
 
 

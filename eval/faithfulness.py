@@ -39,7 +39,7 @@ from dcls_jax.eval.flipping import (
 )
 from dcls_jax.eval.frames import Views, picture_of, views_of
 from dcls_jax.eval.jobs import run
-from dcls_jax.eval.metric import Metric, Result, Settings, chosen, means
+from dcls_jax.eval.metric import Metric, Result, Settings, chosen, frozen_for, means
 from dcls_jax.eval.road import ROAD_PRESETS, RoadPreset, impute, road
 from dcls_jax.eval.robustness import infidelity, max_sensitivity
 from dcls_jax.eval.scoring import tied
@@ -212,6 +212,7 @@ def metric(
         blank=Record(views.blank, np.zeros((), np.uint32)),
         prepare=partial(_record, views=views),
         step=partial(_scores, method=method, presets=measured, views=views),
+        held=frozen_for(transform),
     )
 
 

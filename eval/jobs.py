@@ -17,7 +17,6 @@ from dcls_jax.eval.program import Program, Results, Row, Task
 from dcls_jax.eval.results import ResultsFolder
 from dcls_jax.eval.runner import Outcome, Read, run_together
 from dcls_jax.eval.status import Scores, Status, counted
-from dcls_jax.freezing import freeze
 from dcls_jax.models import Backbone
 from dcls_jax.models.state_dicts import shortened
 
@@ -82,12 +81,11 @@ def run_all(jobs: Sequence[Job], source: Source[Any]) -> list[tuple[Result, ...]
 
 def _program_key(job: Job) -> Any:
     """Equal for jobs that can be one program."""
-    held, prepare = job.metric.held, job.metric.prepare
-    return id(job.model), held if held is freeze else id(held), same_prepare(prepare)
+    return id(job.model), same_function(job.metric.held), same_function(job.metric.prepare)
 
 
-def same_prepare(prepare: Callable[..., Any]) -> Any:
-    """Equal for functions that prepare samples alike, as far as that is seen: partial ones of equal arguments."""
+def same_function(prepare: Callable[..., Any]) -> Any:
+    """Equal for functions that do the same, as far as that is seen: partial ones of equal arguments."""
     if isinstance(prepare, partial):
         key = prepare.func, prepare.args, tuple(sorted(prepare.keywords.items()))
         try:
@@ -160,7 +158,7 @@ def _arguments(metric: Metric[Any, Any], model: Backbone, settings: Settings) ->
 
 def reader_of(metrics: Sequence[Metric[S, Any]], source: Source[S], *, skip_bad: bool) -> Read:
     """What `run_together` reads by: a sample once, prepared for each metric, for those that do it alike once."""
-    keys = [same_prepare(metric.prepare) for metric in metrics]
+    keys = [same_function(metric.prepare) for metric in metrics]
     by_key = dict(zip(keys, metrics, strict=True))
 
     def known(get: Callable[[], T]) -> T | Status:

@@ -7,6 +7,7 @@ batches, devices, resuming, what could not be read, summaries and tables are the
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 import jax
@@ -74,7 +75,8 @@ class Metric(Generic[S, R]):
     prepare(sample) -> record, or a status that says why there is none; RecordError for a sample that is wrong, without
         where it is. Called in threads.
     step(model, records) -> {variant: Scores}: a pure function of arrays, jitted and cut among devices; see `Task`.
-    held(model) -> what every device holds of it, and `step` is handed: the model with its kernels constructed.
+    held(model) -> what every device holds of it, and `step` is handed: the model with its kernels constructed. See
+        `frozen_for`.
     on_host, aside: see `OnHost`, and what is set aside of a sample for it.
     """
 
@@ -128,6 +130,11 @@ class Result:
         about = {"title": self.title, "labels": dict(self.labels)}
         numbers = {"counted": self.counted, "left_out": {str(status): n for status, n in self.left_out.items()}}
         return about | {**self.values, **numbers, "bad_records": list(self.bad_records), "seconds": self.seconds}
+
+
+def frozen_for(transform: Transform) -> Callable[[Any], nnx.Module]:
+    """What freezes a model that sees pictures of this transform, and nothing else."""
+    return partial(freeze, images=(1, transform.crop, transform.crop, 3))
 
 
 def classes_of(model: Backbone, transform: Transform) -> int:

@@ -12,10 +12,11 @@ from matplotlib import colormaps
 
 from dcls_jax.cam.grids import Bar, Grid
 from dcls_jax.compilation import compiler_options
-from dcls_jax.freezing import dcls_layers, modules_by_path
+from dcls_jax.freezing import dcls_layers
 from dcls_jax.kernel import construct_kernel
 from dcls_jax.layers import Dcls, Positions
 from dcls_jax.models import Backbone
+from dcls_jax.modules import modules_by_path
 
 _COLOURS = "magma"
 _PIXELS = 224  # of a panel, about

@@ -22,10 +22,11 @@ from jax import Array
 from jax.sharding import NamedSharding
 
 from dcls_jax.files import as_path, is_url, local_copy
-from dcls_jax.freezing import Path, dcls_layers, modules_by_path
+from dcls_jax.freezing import dcls_layers
 from dcls_jax.layers import POSITIONS
 from dcls_jax.models.folders import absolute, is_checkpoint, read_tree, write_tree
 from dcls_jax.models.state_dicts import CheckpointError, flat_state_dict, hub_file, read_state_dict, shortened
+from dcls_jax.modules import Path, modules_by_path
 
 M = TypeVar("M", bound=nnx.Module)
 V = TypeVar("V")

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from dcls_jax.freezing import freeze, modules_by_path, set_module
+from dcls_jax.freezing import freeze
 from dcls_jax.layers import Conv, Dcls2d
 from dcls_jax.models.norms import BatchNorm
+from dcls_jax.modules import modules_by_path, set_module
 
 M = TypeVar("M", bound=nnx.Module)
 

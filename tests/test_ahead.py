@@ -4,11 +4,13 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import pytest
+from flax import nnx
 from jax._src import compilation_cache
 from jax.sharding import NamedSharding, PartitionSpec
 
-from dcls_jax import depthwise_conv
+from dcls_jax import Conv, depthwise_conv, freeze
 from tests.models.small import MODELS, SMALL
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
@@ -81,6 +83,25 @@ def test_convolutions_in_pallas_and_their_gradients_compile_in_seconds(
     program = jax.jit(step).lower(*(jax.ShapeDtypeStruct(shape, dtype, sharding=there) for shape in shapes)).compile()
     assert program.as_text().count(f'custom_call_target="{call}"') == 3
     assert program.memory_analysis().temp_size_in_bytes < 2**28
+
+
+@pytest.mark.parametrize(("target", "kept"), [("tpu", True), ("cuda", False)])
+def test_a_tpu_multiplies_small_images_by_kept_matrices(target, kept):
+    there = NamedSharding(ahead.mesh_of(target), PartitionSpec())
+    images = (8, 14, 14, 384)
+
+    def frozen():
+        conv = Conv(384, 384, (17, 17), padding=8, groups=384, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+        return freeze(conv, images)
+
+    graph, state = nnx.split(nnx.eval_shape(frozen))
+    x, state = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=there),
+        (jax.ShapeDtypeStruct(images, jnp.bfloat16), state),
+    )
+    program = jax.jit(lambda state, x: nnx.merge(graph, state)(x)).lower(state, x).compile()
+    assert (program.memory_analysis().argument_size_in_bytes > 384 * 196 * 196 * 2) == kept
+    assert ("custom_call" in program.as_text()) != kept
 
 
 def test_a_shard_map_that_knows_what_varies_has_pallas_too():

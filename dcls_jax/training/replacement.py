@@ -17,9 +17,9 @@ from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
 from dcls_jax.convolution import Precision
-from dcls_jax.freezing import Path, copied, modules_by_path, set_module
 from dcls_jax.kernel import grid_axes
 from dcls_jax.layers import Conv, Dcls, Dcls1d, Dcls2d, Dcls3d, DclsConfig, Positions
+from dcls_jax.modules import Path, copied, modules_by_path, set_module
 from dcls_jax.padding import per_axis
 from dcls_jax.training.paths import dotted, listed
 

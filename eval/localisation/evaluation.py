@@ -30,7 +30,7 @@ from dcls_jax.eval.localisation.protocols import (
     pointing,
 )
 from dcls_jax.eval.localisation.wsol import BOX_PRESETS, BoxPreset, best_accuracy, box_scores
-from dcls_jax.eval.metric import Metric, Result, Settings, chosen, classes_of, mean
+from dcls_jax.eval.metric import Metric, Result, Settings, chosen, classes_of, frozen_for, mean
 from dcls_jax.eval.program import OnHost
 from dcls_jax.eval.status import Scores
 from dcls_jax.eval.study import presented, raw_maps
@@ -151,6 +151,7 @@ def metric(
         prepare=partial(_record, views=views, classes=classes),
         step=partial(_output, method=method, views=views),
         on_host=OnHost(partial(_scores, presets=protocols, views=views), _blank(protocols, views)),
+        held=frozen_for(transform),
         aside=lambda sample: sample,
     )
 

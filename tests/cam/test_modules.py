@@ -21,8 +21,8 @@ from dcls_jax.cam import (
     tokens_to_grid,
 )
 from dcls_jax.cam.pytree import pytree
-from dcls_jax.freezing import modules_by_path
 from dcls_jax.models.activations import gelu
+from dcls_jax.modules import modules_by_path
 from tests.conftest import normal, random_model, slow
 from tests.models.small import small
 

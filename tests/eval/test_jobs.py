@@ -10,7 +10,7 @@ import tiny
 
 from dcls_jax.eval import ResultsError, Settings, clickme, faithfulness
 from dcls_jax.eval.data.clickme import ClickMe, Stored
-from dcls_jax.eval.jobs import Job, program_of, run, run_all, same_prepare
+from dcls_jax.eval.jobs import Job, program_of, run, run_all, same_function
 from dcls_jax.eval.localisation import evaluation as localisation
 from dcls_jax.eval.metric import Metric, Result
 from dcls_jax.eval.program import compile_all
@@ -102,8 +102,8 @@ def test_methods_of_every_metric_are_one_program() -> None:
         for method in METHODS
     ]
     for metrics in ([metric(model, method) for method in METHODS], of_pictures, located):
-        assert len({same_prepare(it.prepare) for it in metrics}) == 1
-    assert same_prepare(of_pictures[0].prepare) != same_prepare(located[0].prepare)
+        assert len({same_function(it.prepare) for it in metrics}) == 1
+    assert same_function(of_pictures[0].prepare) != same_function(located[0].prepare)
 
 
 def test_jobs_that_cannot_share_a_pass_are_refused(shards: Path) -> None:
