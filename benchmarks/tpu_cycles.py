@@ -1,10 +1,12 @@
 """Depthwise convolution on a TPU v5e that is not there: the cycles of XLA's own and of Pallas, by what is compiled.
 
-    pip install '.[aot]'; python benchmarks/tpu_cycles.py [--batch 64] [--dtype bfloat16] [--gradient]
+    pip install '.[aot]'; python benchmarks/tpu_cycles.py [--batch 64] [--dtype bfloat16] [--gradient | --products]
 
 Forward, or the gradient to the kernel. XLA's own, and what stands around a kernel: the compiler's estimates. Pallas:
 the instruction bundles of its innermost loops, a cycle each, times how often they run; what is fetched meanwhile and
 stalls are not in it. Nothing runs.
+--products: what matrix units take instead, by the compiler's estimates, between layers as models have them: bands, and
+matrices of whole images, made beforehand.
 """
 
 import argparse
@@ -22,6 +24,7 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from dcls_jax import depthwise_conv, pallas
+from dcls_jax.lowerings import times_matrices
 
 Case = tuple[int, int, int, int]
 # Side, channels, kernel, stride: ConvNeXt's with DCLS and as published, and FastViT's.
@@ -36,6 +39,7 @@ CASES: tuple[Case, ...] = (
     (112, 64, 3, 2),
 )
 COLUMNS = ("input", "kernel, stride", "direct", "pallas", "of it, around the kernel", "direct/pallas")
+LARGEST = 14  # side of images whose matrices are not too large
 INNERMOST = 3  # in the loops over programs, rows of the output, rows of the kernel
 
 
@@ -60,6 +64,37 @@ def compiled(method: str, case: Case, batch: int, dtype: str, gradient: bool) ->
     return sum(map(int, re.findall(r'estimated_cycles":"(\d+)"', lowered.compile().as_text())))
 
 
+def in_between(convolve: Callable[[jax.Array, jax.Array], jax.Array]) -> Callable[..., jax.Array]:
+    """Between layers whose images lie as XLA likes."""
+
+    def layers(x: jax.Array, cells: jax.Array, weight: jax.Array) -> jax.Array:
+        y = convolve(x @ weight, cells)
+        return (y - y.mean(-1, keepdims=True)) @ weight
+
+    return layers
+
+
+def products(case: Case, batch: int, dtype: str) -> list[str]:
+    """Cycles of bands and of kept matrices, less those of the layers around them."""
+    side, channels, kernel, _ = case
+    there = NamedSharding(ahead.mesh_of("tpu"), PartitionSpec())
+
+    def cycles(convolve: Callable[[jax.Array, jax.Array], jax.Array], *cells: int) -> int:
+        shapes = (batch, side, side, channels), cells, (channels, channels)
+        arguments = (jax.ShapeDtypeStruct(shape, dtype, sharding=there) for shape in shapes)
+        text = jax.jit(in_between(convolve)).lower(*arguments).compile().as_text()
+        return sum(map(int, re.findall(r'estimated_cycles":"(\d+)"', text)))
+
+    around = cycles(lambda x, cells: x, 1)
+    banded = cycles(
+        lambda x, cells: depthwise_conv(x, cells, padding=kernel // 2, method="bands"), kernel, kernel, channels
+    )
+    if side > LARGEST:
+        return [f"{banded - around:,}", ""]
+    kept = cycles(lambda x, cells: times_matrices(x, cells, (side, side)), channels, side**2, side**2)
+    return [f"{banded - around:,}", f"{kept - around:,}"]
+
+
 def bundles(schedule: str) -> int:
     """Of the innermost loops: a line has a mark for each loop that it is in."""
     marks = re.findall(r"^ *0x[0-9a-f]+ *(?:[A-Z]{2})? *: *((?:> *)*)\{", schedule, re.MULTILINE)
@@ -78,8 +113,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
-    parser.add_argument("--gradient", action="store_true", help="to the kernel")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--gradient", action="store_true", help="to the kernel")
+    what.add_argument("--products", action="store_true", help="on matrix units")
     options = parser.parse_args()
+    if options.products:
+        jax.config.update("jax_platforms", "cpu")  # of what is here
+        print("| input | kernel | bands | kept matrices |\n|---|---|---|---|")
+        for case in (case for case in CASES if case[3] == 1 and case[2] > 3):
+            side, channels, kernel, _ = case
+            cells = " | ".join(products(case, options.batch, options.dtype))
+            print(f"| {side}x{side}x{channels} | {kernel}x{kernel} | {cells} |", flush=True)
+        return
     of = options.batch, options.dtype, options.gradient
     # A process for XLA's own, since what the compiler writes out of it takes it minutes.
     with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(1, get_context("spawn")) as other:

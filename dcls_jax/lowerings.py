@@ -174,6 +174,22 @@ def times_matrices(x: Array, matrices: Array, out: tuple[int, ...], precision: A
     return y.astype(x.dtype).reshape(len(x), *out, x.shape[3])
 
 
+def bands(x: Array, kernel: Array, pads: Pads, strides: Strides) -> Array:
+    """A product per channel and row of the kernel, for matrix units: a row of an image is a vector.
+
+    The matrices have W' x W numbers each, a band of which are not 0.
+    """
+    kernel, (rows, columns) = reachable(x, kernel, pads)
+    x = jnp.pad(x, ((0, 0), rows, (0, 0), (0, 0)))
+    height, width = output_size(x.shape[1:3], kernel.shape[:2], ((0, 0), columns), strides)
+    met = _cells_met(x.shape[2], kernel.shape[1], columns[0], strides[1], width)
+    total = jnp.zeros((), at_least_float32(x))
+    for i, band in enumerate(_product("nwj,ijc->icnw", met, kernel)):
+        lines = x[:, i : i + (height - 1) * strides[0] + 1 : strides[0]]
+        total += jnp.einsum("bhwc,cnw->bhnc", lines, band, preferred_element_type=total.dtype)
+    return total.astype(x.dtype)
+
+
 def _cells_met(size: int, cells: int, low: int, stride: int, out: int) -> np.ndarray:
     """(out, size, cells): 1 where an output meets a pixel by that cell of the kernel, along one axis."""
     cell = np.arange(size)[None] - np.arange(out)[:, None] * stride + low

@@ -14,10 +14,10 @@ import jax
 from jax import Array
 
 from dcls_jax import native, pallas, triton
-from dcls_jax.lowerings import Pads, Strides, dft, direct, fft, shifts, toeplitz
+from dcls_jax.lowerings import Pads, Strides, bands, dft, direct, fft, shifts, toeplitz
 from dcls_jax.native import cuda
 
-Method = Literal["auto", "direct", "fft", "dft", "shifts", "toeplitz", "native", "cuda", "triton", "pallas"]
+Method = Literal["auto", "direct", "fft", "dft", "shifts", "toeplitz", "bands", "native", "cuda", "triton", "pallas"]
 Convolution = Callable[[Array, Array, Pads, Strides], Array]  # x, kernel
 KernelGradient = Callable[[Array, Array, Pads, Strides, tuple[int, int]], Array]  # x, gradient to the output; size
 
@@ -64,6 +64,7 @@ LOWERINGS: dict[str, Lowering] = {
     "dft": Lowering(dft, transpose_of(dft), local=False),
     "shifts": Lowering(shifts, transpose_of(dft)),  # its own transpose takes ten times as long
     "toeplitz": Lowering(toeplitz, transpose_of(toeplitz), local=False),
+    "bands": Lowering(bands, transpose_of(bands), local=False),
     "native": Lowering(native.depthwise, _native_kernel_gradient, native.supports, portable=False),
     "cuda": Lowering(cuda.depthwise, cuda.kernel_gradient, cuda.supports, portable=False),
     "triton": Lowering(triton.depthwise, triton.kernel_gradient, triton.supports, portable=False),

@@ -39,7 +39,9 @@ def methods(dtype: str, stride: int) -> list[str]:
 
 def worth_timing(method: str, kernel: int, side: int) -> bool:
     """Whether it may be taken, or be a rival: others take the compiler's time from those that may."""
-    return {"dft": False, "fft": kernel > 7, "shifts": kernel <= 7, "toeplitz": side <= 14}.get(method, True)
+    return {"dft": False, "bands": False, "fft": kernel > 7, "shifts": kernel <= 7, "toeplitz": side <= 14}.get(
+        method, True
+    )
 
 
 def _step(method: str, kernel: int, stride: int, gradient: bool) -> Callable[..., Any]:
