@@ -1,5 +1,7 @@
 """What users run compiles for a TPU and a GPU that need not be there: small models, every step of ahead.py."""
 
+import math
+import re
 import sys
 from pathlib import Path
 
@@ -85,21 +87,45 @@ def test_convolutions_in_pallas_and_their_gradients_compile_in_seconds(
     assert program.memory_analysis().temp_size_in_bytes < 2**28
 
 
+def compiled_layer(target, build, images):
+    """The program of a layer of bfloat16 images, for one device."""
+    there = NamedSharding(ahead.mesh_of(target), PartitionSpec())
+    graph, state = nnx.split(nnx.eval_shape(build))
+    arguments = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=there),
+        (state, jax.ShapeDtypeStruct(images, jnp.bfloat16)),
+    )
+    return jax.jit(lambda state, x: nnx.merge(graph, state)(x)).lower(*arguments).compile()
+
+
+def convolution(channels, **options):
+    return Conv(
+        channels, channels, (17, 17), padding=8, groups=channels, dtype=jnp.bfloat16, rngs=nnx.Rngs(0), **options
+    )
+
+
+@pytest.mark.parametrize("target", ahead.TARGETS)
+def test_a_bias_is_added_where_the_normalisation_reads_the_image(target):
+    """No array of the image's size is written for it."""
+
+    def written(bias):
+        def block():
+            norm = nnx.LayerNorm(96, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+            mlp = nnx.Linear(96, 384, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+            return nnx.Sequential(convolution(96, bias=bias), norm, mlp)
+
+        program = compiled_layer(target, block, (8, 28, 28, 96)).as_text()
+        made = re.findall(r"= bf16\[([\d,]+)\]\S* (?!bitcast|parameter)\S+\(", program[program.index("ENTRY") :])
+        return [shape for shape in made if math.prod(map(int, shape.split(","))) >= 8 * 28 * 28 * 96]
+
+    assert written(bias=True) == written(bias=False)
+    assert written(bias=True)
+
+
 @pytest.mark.parametrize(("target", "kept"), [("tpu", True), ("cuda", False)])
 def test_a_tpu_multiplies_small_images_by_kept_matrices(target, kept):
-    there = NamedSharding(ahead.mesh_of(target), PartitionSpec())
     images = (8, 14, 14, 384)
-
-    def frozen():
-        conv = Conv(384, 384, (17, 17), padding=8, groups=384, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
-        return freeze(conv, images)
-
-    graph, state = nnx.split(nnx.eval_shape(frozen))
-    x, state = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=there),
-        (jax.ShapeDtypeStruct(images, jnp.bfloat16), state),
-    )
-    program = jax.jit(lambda state, x: nnx.merge(graph, state)(x)).lower(state, x).compile()
+    program = compiled_layer(target, lambda: freeze(convolution(384), images), images)
     assert (program.memory_analysis().argument_size_in_bytes > 384 * 196 * 196 * 2) == kept
     assert ("custom_call" in program.as_text()) != kept
 
