@@ -5,15 +5,25 @@ from types import SimpleNamespace
 import jax
 import jax.numpy as jnp
 import pytest
+from flax import nnx
+from jax.extend.core import jaxprs_in_params
 
-from dcls_jax import pallas, primitives, triton
+from dcls_jax import freeze, pallas, primitives, triton
 from dcls_jax.methods import LOWERINGS
+from dcls_jax.models import create_model, list_models
 from dcls_jax.padding import explicit_padding, per_axis
 from tests.conftest import slow
-from tests.test_lowerings import CASES, exact
+from tests.test_lowerings import CASES, exact, values_and_gradients
 
 # A kernel that outgrows the image, one as FastViT's, and uneven strides.
 QUICK = [((7, 7), (17, 17), 8, 1), ((15, 14), (7, 7), 3, 2), ((11, 16), (17, 5), ((9, 7), (0, 4)), (2, 1))]
+# Side, kernel and stride of every depthwise convolution in our models, each at its own size.
+OF_MODELS = [
+    *((side, kernel, 1) for side in (7, 14, 28, 56) for kernel in (7, 17)),
+    *((side, kernel, 1) for side in (8, 16, 32, 64) for kernel in (1, 3, 7, 17)),
+    *((side, kernel, 2) for side in (16, 32, 64) for kernel in (3, 7)),
+    *((128, kernel, 2) for kernel in (1, 3)),
+]
 
 
 @pytest.fixture(params=[pallas, triton], ids=lambda module: module.__name__)
@@ -43,6 +53,46 @@ def check(kernels, size, kernel_size, padding, stride, assert_close, *, channels
 @pytest.mark.parametrize("case", [case if case in QUICK else slow(case) for case in CASES])
 def test_kernels_are_exact(kernels, case, dtype, assert_close):
     check(kernels, *case, assert_close, dtype=dtype)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("side", "kernel", "stride"), OF_MODELS)
+def test_kernels_are_exact_in_our_models(kernels, side, kernel, stride, dtype, assert_close):
+    check(kernels, (side, side), (kernel, kernel), kernel // 2, stride, assert_close, dtype=dtype)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("side", "kernel", "stride"), OF_MODELS)
+def test_products_are_exact_in_our_models(side, kernel, stride, assert_close):
+    x, cells, direction, expected = exact((side, side), (kernel, kernel), kernel // 2, stride)
+    for method in ("bands", "toeplitz") if side <= 16 else ("bands",):
+        options = {"padding": kernel // 2, "stride": stride, "method": method}
+        for result, exactly in zip(values_and_gradients(x, cells, direction, **options), expected, strict=True):
+            assert_close(result, exactly, 1e-5)
+
+
+@pytest.mark.long
+def test_those_are_the_convolutions_of_our_models():
+    def convolutions(jaxpr):
+        for equation in jaxpr.eqns:
+            if equation.primitive is primitives.depthwise_conv_p:
+                yield equation
+            for inner in jaxprs_in_params(equation.params):
+                yield from convolutions(inner)
+
+    found = set()
+    for name in list_models():
+        for dcls in (False, True):
+            model = nnx.eval_shape(lambda name=name, dcls=dcls: freeze(create_model(name, dcls=dcls)))
+            x = jax.ShapeDtypeStruct((1, model.transform.crop, model.transform.crop, 3), jnp.float32)
+            for equation in convolutions(jax.make_jaxpr(lambda model, x: model(x))(model, x).jaxpr):
+                (_, *size, _), (*cells, _) = (operand.aval.shape for operand in equation.invars)
+                assert size[0] == size[1]
+                assert cells[0] == cells[1]
+                assert equation.params["pads"] == ((cells[0] // 2,) * 2,) * 2
+                found.add((size[0], cells[0], equation.params["strides"][0]))
+    assert found == set(OF_MODELS)
 
 
 @pytest.mark.parametrize("channels", [slow(128), 200])
