@@ -16,7 +16,6 @@ time for is said.
 
 import argparse
 import importlib
-import json
 import os
 import subprocess
 import sys
@@ -61,9 +60,9 @@ def run_all(names: list[str], budget: float, out: Path, small: bool) -> None:
 
 def write_fastest(out: Path) -> None:
     """This platform's part of dcls_jax/fastest.json, by forward time."""
+    import fastest
     from on_device.log import lines
 
-    import dcls_jax.methods
     from dcls_jax.methods import LOWERINGS
 
     found = [line for line in lines(out / LINES) if "error" not in line]
@@ -74,10 +73,7 @@ def write_fastest(out: Path) -> None:
             times = {name: us for name, us in line["us"].items() if name in LOWERINGS}
             about = {name: line[name] for name in ("dtype", "stride", "size", "kernel")}
             rows.append(about | {"order": sorted(times, key=times.__getitem__)})
-    path = Path(dcls_jax.methods.__file__).with_name("fastest.json")
-    whole = json.loads(path.read_text()) | {platform: rows}
-    platforms = (f'"{name}": [\n' + ",\n".join(json.dumps(row) for row in of) + "\n]" for name, of in whole.items())
-    path.write_text("{\n" + ",\n".join(platforms) + "\n}\n")
+    fastest.write(platform, rows)
 
 
 def main() -> None:

@@ -9,18 +9,16 @@ faster layout, channels-last.
 """
 
 import argparse
-import json
 import math
 from collections.abc import Callable
-from pathlib import Path
 
+import fastest
 import jax
 import jax.numpy as jnp
 import torch_rivals
 from rich.progress import track
 from timing import lowering_platform, machine, minima
 
-import dcls_jax.depthwise
 from dcls_jax import compiler_options, depthwise_conv
 from dcls_jax.methods import LOWERINGS
 
@@ -82,14 +80,6 @@ def table() -> list[dict[str, object]]:
     return rows
 
 
-def write_table() -> None:
-    """Replace this platform's part of the table."""
-    path = Path(dcls_jax.depthwise.__file__).with_name("fastest.json")
-    whole = json.loads(path.read_text()) | {lowering_platform(): table()}
-    platforms = (f'"{name}": [\n' + ",\n".join(json.dumps(row) for row in rows) + "\n]" for name, rows in whole.items())
-    path.write_text("{\n" + ",\n".join(platforms) + "\n}\n")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=8)
@@ -100,7 +90,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="measure and write what `auto` takes")
     options = parser.parse_args()
     if options.table:
-        write_table()
+        fastest.write(lowering_platform(), table())
         return
     x = jax.ShapeDtypeStruct((1, 1, 1, 1), options.dtype)
     methods = [it for it in METHODS if it == "auto" or LOWERINGS[it].supports(lowering_platform(), x, (1, 1))]
