@@ -145,7 +145,7 @@ def _correlate(plan: _Plan, multiply_add: MultiplyAdd, x_ref: Any, grad_ref: Any
         return sums
 
     zeros = [jnp.zeros((plan.columns, plan.channels), jnp.float32)] * plan.cells[0]
-    turns = lax.div(blocks - split + splits - 1, splits)
+    turns, _ = _divided(blocks - split + splits - 1, splits)
     for i, total in enumerate(lax.fori_loop(0, turns, add, zeros)):
         _write(sums_ref, total.sum(0, keepdims=True), split, i, j, channels)
 
@@ -156,11 +156,11 @@ def _met(plan: _Plan, columns: Array, j: Any) -> Array:
 
 
 def _columns(plan: _Plan, block: Any) -> Array:
-    return (block * plan.columns + jnp.arange(plan.columns))[:, None]
+    return (block * plan.columns + jnp.arange(plan.columns, dtype=jnp.int32))[:, None]
 
 
 def _channels(plan: _Plan, block: Any) -> Array:
-    return (block * plan.channels + jnp.arange(plan.channels))[None]
+    return (block * plan.channels + jnp.arange(plan.channels, dtype=jnp.int32))[None]
 
 
 def _read(ref: Any, *place: Any) -> Array:
@@ -191,8 +191,9 @@ def _plain_multiply_add(a: Array, b: Array, c: Array) -> Array:
     return a * b + c
 
 
-def _divided(number: Any, by: int) -> tuple[Any, Any]:
+def _divided(number: Any, by: Any) -> tuple[Any, Any]:
     """Quotient and remainder of what is not negative."""
+    by = jnp.asarray(by, number.dtype)
     return lax.div(number, by), lax.rem(number, by)
 
 

@@ -95,6 +95,12 @@ def test_those_are_the_convolutions_of_our_models():
     assert found == set(OF_MODELS)
 
 
+@pytest.mark.usefixtures("strict")
+def test_where_numbers_have_64_bits(kernels, assert_close):
+    with jax.enable_x64(True):
+        check(kernels, (9, 20), (3, 5), 2, 1, assert_close)
+
+
 @pytest.mark.parametrize("channels", [slow(128), 200])
 def test_channels_that_do_not_fill_the_lanes(kernels, channels, assert_close):
     check(kernels, (9, 8), (3, 5), 2, 1, assert_close, channels=channels)
