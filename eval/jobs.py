@@ -84,16 +84,16 @@ def _program_key(job: Job) -> Any:
     return id(job.model), same_function(job.metric.held), same_function(job.metric.prepare)
 
 
-def same_function(prepare: Callable[..., Any]) -> Any:
+def same_function(function: Callable[..., Any]) -> Any:
     """Equal for functions that do the same, as far as that is seen: partial ones of equal arguments."""
-    if isinstance(prepare, partial):
-        key = prepare.func, prepare.args, tuple(sorted(prepare.keywords.items()))
+    if isinstance(function, partial):
+        key = function.func, function.args, tuple(sorted(function.keywords.items()))
         try:
             hash(key)
         except TypeError:
-            return id(prepare)
+            return id(function)
         return key
-    return prepare
+    return function
 
 
 def program_of(jobs: Sequence[Job], settings: Settings) -> Program:
