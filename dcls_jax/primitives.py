@@ -160,7 +160,7 @@ def _lower(compute: Callable[..., Array], axes: str, platform: str, context: Any
     # Types that say where an array lies have done their work: from here on the compiler spreads the work.
     plain = {"avals_in": [ShapedArray(a.shape, a.dtype) for a in context.avals_in]}
     plain["avals_out"] = [ShapedArray(a.shape, a.dtype) for a in context.avals_out]
-    with jax.sharding.use_abstract_mesh(_NO_MESH):
+    with _without_mesh():
         return mlir.lower_fun(compute, multiple_results=False)(context.replace(**plain), *arrays)
 
 
@@ -171,7 +171,10 @@ def _spread_by_compiler(axis_context: Any) -> bool:
     return getattr(axis_context, "num_devices", 1) > 1
 
 
-_NO_MESH = jax.sharding.AbstractMesh((), ())
+def _without_mesh() -> AbstractContextManager[Any]:
+    """Arrays as one device has them, of the kind that the user's mesh is of: it may not be here."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=device))
 
 
 def _partitioned(compute: Callable[..., Array], axes: str, what: str, *arrays: Array) -> Array:
@@ -197,7 +200,7 @@ def _partitioned(compute: Callable[..., Array], axes: str, what: str, *arrays: A
         summed = spread.get("b") if "b" not in axes.split("->")[1] else None
 
         def compute_locally(*arrays: Array) -> Array:
-            with jax.sharding.use_abstract_mesh(_NO_MESH):  # the compiler asks while the user's mesh may be set
+            with _without_mesh():  # the compiler asks while the user's mesh may be set
                 y = compute(*arrays[:-1])
                 return y if summed is None else lax.psum(y, summed)
 

@@ -4,6 +4,7 @@ A program has a block of channels and of neighbouring columns, and sums for seve
 once read, meets every row of the output that it is part of. All arithmetic is in float32.
 """
 
+import importlib.util
 import math
 from collections.abc import Callable, Iterator
 from functools import cache, partial, reduce
@@ -67,12 +68,14 @@ class _Plan(NamedTuple):
 
 def supports(platform: str, x: Any, strides: Strides) -> bool:
     """Whether images of this dtype (float32, bfloat16) are convolved, by GPUs of capability 8.0 (A100) and above."""
-    return platform == "cuda" and x.dtype in (jnp.float32, jnp.bfloat16) and _triton_knows_the_gpus()
+    return platform == "cuda" and x.dtype in (jnp.float32, jnp.bfloat16) and _triton_is_there()
 
 
 @cache
-def _triton_knows_the_gpus() -> bool:
-    """Those that are here, if there are any: programs are compiled for others too."""
+def _triton_is_there() -> bool:
+    """In this JAX, which means to give it up, and for the GPUs that are here, if any: programs are for others too."""
+    if importlib.util.find_spec("jax.experimental.pallas.triton") is None:
+        return False
     gpus = jax.local_devices() if jax.default_backend() == "gpu" else []
     return all(float(getattr(gpu, "compute_capability", 8.0)) >= 8 for gpu in gpus)
 

@@ -125,15 +125,29 @@ def test_blocks_of_a_gpu_that_do_not_divide_the_image(stride, monkeypatch, asser
     assert (plan.rows, plan.columns, plan.channels) == (4, 8, 8)
 
 
-def test_triton_is_not_asked_for_gpus_that_it_does_not_know(monkeypatch):
+@pytest.fixture
+def asked_anew():
+    """Whether Triton is there is kept from the first question on."""
+    triton._triton_is_there.cache_clear()
+    yield
+    triton._triton_is_there.cache_clear()
+
+
+@pytest.mark.usefixtures("asked_anew")
+@pytest.mark.parametrize(("capability", "known"), [("7.5", False), ("8.0", True), ("12.0", True)])
+def test_triton_is_not_asked_for_gpus_that_it_does_not_know(capability, known, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "local_devices", lambda: [SimpleNamespace(compute_capability=capability)])
+    assert triton.supports("cuda", jnp.zeros((1, 7, 7, 4)), (1, 1)) == known
+
+
+@pytest.mark.usefixtures("asked_anew")
+def test_a_jax_without_triton_has_xlas_own(monkeypatch):
     x = jnp.zeros((1, 7, 7, 4))
-    for capability, known in (("7.5", False), ("8.0", True), ("12.0", True)):
-        monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-        gpu = SimpleNamespace(compute_capability=capability)
-        monkeypatch.setattr(jax, "local_devices", lambda gpu=gpu: [gpu])
-        triton._triton_knows_the_gpus.cache_clear()
-        assert triton.supports("cuda", x, (1, 1)) == known
-    triton._triton_knows_the_gpus.cache_clear()
+    assert triton.supports("cuda", x, (1, 1))
+    triton._triton_is_there.cache_clear()
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert not triton.supports("cuda", x, (1, 1))
 
 
 @pytest.mark.parametrize("shape", [(0, 7, 5, 4), (2, 2, 5, 4), (2, 7, 5, 0)])
