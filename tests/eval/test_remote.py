@@ -135,13 +135,14 @@ def test_a_run_that_was_stopped_goes_on_where_it_is_kept(store: str, shards: Pat
 
 def test_a_folder_is_held_by_one_run_that_lives(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leases, "RENEWED", 0.1)
-    monkeypatch.setattr(leases, "LAPSES", 1.0)
+    monkeypatch.setattr(leases, "LAPSES", 30.0)  # long beside what a busy machine takes
     with ResultsFolder(store, {"a": 1}), pytest.raises(ResultsError, match=r"is in use by process \d+ on .* since"):
         ResultsFolder(store, {"a": 1})
     start = time.monotonic()
     with ResultsFolder(store, {"a": 1}) as folder:
-        assert time.monotonic() - start < 1  # it was let go of
+        assert time.monotonic() - start < leases.LAPSES  # it was let go of
         assert [lock.name for lock in folder.path.glob("lock-*")] == ["lock-000002"]
+    monkeypatch.setattr(leases, "LAPSES", 1.0)
     write_bytes(folder.path / "lock-000002", b"process 1 on another\n7")  # which died
     start = time.monotonic()
     ResultsFolder(store, {"a": 1}).close()
