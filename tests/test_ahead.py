@@ -42,18 +42,15 @@ def check(target: str, name: str, dtype: str, chips: int = 1) -> None:
 
 
 @pytest.mark.parametrize("target", ahead.TARGETS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", MODELS)
-def test_every_step_of_every_family_compiles(target, name):
-    check(target, name, "bfloat16")
+def test_every_step_of_every_family_compiles(target, name, dtype):
+    check(target, name, dtype)
 
 
-@pytest.mark.parametrize("target", ahead.TARGETS)
-def test_in_float32_too(target):
-    check(target, "caformer_s18", "float32")
-
-
-def test_for_four_chips_that_share_a_batch():
-    check("tpu", "convnext_tiny", "bfloat16", chips=4)
+@pytest.mark.parametrize("name", MODELS)
+def test_for_four_chips_that_share_a_batch(name):
+    check("tpu", name, "bfloat16", chips=4)
 
 
 def test_a_whole_fastvit_does_not_kill_the_compiler():
