@@ -24,7 +24,8 @@ M = TypeVar("M", bound=nnx.Module)
 class MatrixConv(nnx.Module):
     """What a depthwise `Conv` makes of images x (B, H, W, C) of one size: each channel's pixels times its matrix.
 
-    The matrices (C, H' W', H W) have the dtype in which it convolves.
+    The matrices (C, H' W', H W) have the dtype in which it convolves. A pixel that is not a number makes a whole
+    channel of its image so, for it is multiplied by zeros too.
     """
 
     matrix: nnx.Param

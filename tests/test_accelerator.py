@@ -38,6 +38,7 @@ def test_every_section_measures_on_any_machine(tmp_path):
     assert all(line["map_of_scale"] < 1e-5 for line in lines if line["case"] == "maps")
     limit = {"float32": 1e-5, "bfloat16": 1e-2}
     assert all(max(line["errors"]) < limit[line["dtype"]] for line in lines if line["case"] == "exact")
+    assert all("kept" in line["us"] for line in lines if line["case"] == "depthwise" and not line["gradient"])
     assert run("--tables", tmp_path).stdout.startswith(lines[0]["kind"])
 
 

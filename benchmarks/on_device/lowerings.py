@@ -1,6 +1,6 @@
 """Every lowering of depthwise convolution that the platform has: exact, and how fast beside torch and the memory."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -10,6 +10,7 @@ import torch_rivals
 from timing import lowering_platform
 
 from dcls_jax import depthwise_conv
+from dcls_jax.lowerings import times_matrices, toeplitz_matrices
 from dcls_jax.methods import LOWERINGS
 from on_device.log import Log, Program, compiled, lines, seconds, untuned
 
@@ -18,6 +19,7 @@ SHAPES = ((56, 96, 1), (28, 192, 1), (14, 384, 1), (7, 768, 1))  # side, channel
 STRIDED = {7: ((56, 128, 2), (28, 256, 2)), 3: ((112, 64, 2),)}  # FastViT's
 EXACT = ((2, 56, 16, 17, 1), (2, 14, 32, 17, 1), (2, 7, 32, 17, 1), (2, 28, 32, 7, 2), (2, 15, 32, 3, 2))
 DTYPES = ("float32", "bfloat16")
+LARGEST, KEPT = 14, "kept"  # side of images whose matrices may be kept, which is no lowering
 COPIES = 4  # in one program, each of inputs of its own: longer than a call's own time
 
 
@@ -53,6 +55,11 @@ def _step(method: str, kernel: int, stride: int, gradient: bool) -> Callable[...
         return y, *pull_back(y)
 
     return with_gradients if gradient else forward
+
+
+def _products(xs: Sequence[jax.Array], matrices: Sequence[jax.Array]) -> list[jax.Array]:
+    """What `freeze` makes of convolutions, their matrices made beforehand."""
+    return [times_matrices(x, m, x.shape[1:3]) for x, m in zip(xs, matrices, strict=True)]
 
 
 def _exact(log: Log, cases: tuple[tuple[int, ...], ...]) -> None:
@@ -107,6 +114,11 @@ def _fast(log: Log, batch: int, kernel: int, shapes: tuple[tuple[int, ...], ...]
 
                     with log.attempt("depthwise", **about, method=method):
                         yield Program.of(about | {"method": method}, several, [*xs], [*ks])
+                if side <= LARGEST and stride == 1 and not gradient:
+                    pads = ((kernel // 2, kernel // 2),) * 2
+                    matrices = [toeplitz_matrices(k, (side, side), pads, (1, 1)).astype(dtype) for k in ks]
+                    with log.attempt("depthwise", **about, method=KEPT):
+                        yield Program.of(about | {"method": KEPT}, _products, [*xs], matrices)
 
     ready = compiled(log, programs(), spare=log.left() / 2)
     for key, (xs, ks) in inputs.items():
