@@ -17,10 +17,10 @@ import jax
 import jax.numpy as jnp
 import torch_rivals
 from rich.progress import track
-from timing import lowering_platform, machine, minima
+from timing import machine, minima
 
 from dcls_jax import compiler_options, depthwise_conv
-from dcls_jax.methods import LOWERINGS
+from dcls_jax.methods import LOWERINGS, lowering_platform
 
 METHODS = (*LOWERINGS, "auto")
 SHAPES = ((56, 96), (28, 192), (14, 384), (7, 768))  # the four stages of ConvNeXt-T at 224

@@ -28,14 +28,6 @@ def minima(candidates: Mapping[str, Callable[[], object]], *, rounds: int = 5, p
     return times
 
 
-def lowering_platform() -> str:
-    """The platform as lowerings know it, and dcls_jax/fastest.json: "cuda" or "rocm", where a device says "gpu"."""
-    platform = jax.devices()[0].platform
-    if platform != "gpu":
-        return platform
-    return "rocm" if "rocm" in jax.devices()[0].client.platform_version.lower() else "cuda"
-
-
 def machine() -> str:
     """One line for the head of a table."""
     import os

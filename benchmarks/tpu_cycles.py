@@ -13,7 +13,7 @@ import argparse
 import os
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -56,12 +56,18 @@ def convolution(method: str, kernel: int, stride: int, gradient: bool) -> Callab
 def compiled(method: str, case: Case, batch: int, dtype: str, gradient: bool) -> int:
     """Compile it; the compiler's estimate of its operations' cycles, but of kernels."""
     side, channels, kernel, stride = case
-    jax.config.update("jax_platforms", "cpu")  # of what is here
-    there, out = NamedSharding(ahead.mesh_of("tpu"), PartitionSpec()), -(-side // stride)
+    out = -(-side // stride)
     shapes = [(batch, side, side, channels), (kernel, kernel, channels), (batch, out, out, channels)]
-    arguments = [jax.ShapeDtypeStruct(shape, dtype, sharding=there) for shape in shapes[: 3 if gradient else 2]]
-    lowered = jax.jit(convolution(method, kernel, stride, gradient)).lower(*arguments)
-    return sum(map(int, re.findall(r'estimated_cycles":"(\d+)"', lowered.compile().as_text())))
+    return estimate(convolution(method, kernel, stride, gradient), shapes[: 3 if gradient else 2], dtype)
+
+
+def estimate(function: Callable[..., jax.Array], shapes: Sequence[tuple[int, ...]], dtype: str) -> int:
+    """Compile a function of arrays for a TPU; its cycles, by the compiler."""
+    jax.config.update("jax_platforms", "cpu")  # of what is here
+    there = NamedSharding(ahead.mesh_of("tpu"), PartitionSpec())
+    arguments = (jax.ShapeDtypeStruct(shape, dtype, sharding=there) for shape in shapes)
+    text = jax.jit(function).lower(*arguments).compile().as_text()
+    return sum(map(int, re.findall(r'estimated_cycles":"(\d+)"', text)))
 
 
 def in_between(convolve: Callable[[jax.Array, jax.Array], jax.Array]) -> Callable[..., jax.Array]:
@@ -77,22 +83,24 @@ def in_between(convolve: Callable[[jax.Array, jax.Array], jax.Array]) -> Callabl
 def products(case: Case, batch: int, dtype: str) -> list[str]:
     """Cycles of bands and of kept matrices, less those of the layers around them."""
     side, channels, kernel, _ = case
-    there = NamedSharding(ahead.mesh_of("tpu"), PartitionSpec())
 
     def cycles(convolve: Callable[[jax.Array, jax.Array], jax.Array], *cells: int) -> int:
-        shapes = (batch, side, side, channels), cells, (channels, channels)
-        arguments = (jax.ShapeDtypeStruct(shape, dtype, sharding=there) for shape in shapes)
-        text = jax.jit(in_between(convolve)).lower(*arguments).compile().as_text()
-        return sum(map(int, re.findall(r'estimated_cycles":"(\d+)"', text)))
+        return estimate(in_between(convolve), [(batch, side, side, channels), cells, (channels, channels)], dtype)
 
     around = cycles(lambda x, cells: x, 1)
-    banded = cycles(
-        lambda x, cells: depthwise_conv(x, cells, padding=kernel // 2, method="bands"), kernel, kernel, channels
-    )
+    banded = cycles(convolution("bands", kernel, 1, gradient=False), kernel, kernel, channels)
     if side > LARGEST:
         return [f"{banded - around:,}", ""]
     kept = cycles(lambda x, cells: times_matrices(x, cells, (side, side)), channels, side**2, side**2)
     return [f"{banded - around:,}", f"{kept - around:,}"]
+
+
+def print_products(batch: int, dtype: str) -> None:
+    print("| input | kernel | bands | kept matrices |\n|---|---|---|---|")
+    for side, channels, kernel, stride in CASES:
+        if stride == 1 and kernel > 3:
+            cells = " | ".join(products((side, channels, kernel, stride), batch, dtype))
+            print(f"| {side}x{side}x{channels} | {kernel}x{kernel} | {cells} |", flush=True)
 
 
 def bundles(schedule: str) -> int:
@@ -118,12 +126,7 @@ def main() -> None:
     what.add_argument("--products", action="store_true", help="on matrix units")
     options = parser.parse_args()
     if options.products:
-        jax.config.update("jax_platforms", "cpu")  # of what is here
-        print("| input | kernel | bands | kept matrices |\n|---|---|---|---|")
-        for case in (case for case in CASES if case[3] == 1 and case[2] > 3):
-            side, channels, kernel, _ = case
-            cells = " | ".join(products(case, options.batch, options.dtype))
-            print(f"| {side}x{side}x{channels} | {kernel}x{kernel} | {cells} |", flush=True)
+        print_products(options.batch, options.dtype)
         return
     of = options.batch, options.dtype, options.gradient
     # A process for XLA's own, since what the compiler writes out of it takes it minutes.

@@ -7,8 +7,6 @@ then known, the primitive takes a row of `LOWERINGS` (methods.py), and the row's
 triton.py, pallas.py) say what is computed.
 """
 
-import os
-
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
@@ -16,7 +14,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from dcls_jax.arrays import promoted
-from dcls_jax.methods import LOWERINGS, Method
+from dcls_jax.methods import LOWERINGS, Method, asked_for
 from dcls_jax.padding import Padding, explicit_padding, per_axis
 from dcls_jax.primitives import depthwise_conv_p
 
@@ -52,7 +50,7 @@ def depthwise_conv(
         raise ValueError(f"x {x.shape} and kernel {kernel.shape} must hold pixels, cells and channels")
     if any(s + sum(pair) < k for s, pair, k in zip(x.shape[1:3], pads, kernel.shape[:2], strict=True)):
         raise ValueError(f"kernel {kernel.shape} is larger than the image {x.shape} with its padding {pads}")
-    chosen = os.environ.get("DCLS_JAX_DEPTHWISE", "auto") if method == "auto" else method
+    chosen = asked_for() if method == "auto" else method
     if chosen != "auto" and chosen not in LOWERINGS:
         raise ValueError(f"method (={chosen!r}) must be one of auto, {', '.join(LOWERINGS)}")
     x, kernel = _alike(*promoted(jnp.asarray(x), jnp.asarray(kernel)))

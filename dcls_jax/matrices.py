@@ -14,7 +14,7 @@ from jax import Array
 from dcls_jax.arrays import along_channels, promoted
 from dcls_jax.layers import Conv
 from dcls_jax.lowerings import times_matrices, toeplitz_matrices
-from dcls_jax.methods import FASTEST, keeps_matrix
+from dcls_jax.methods import keeps_matrices, keeps_matrix, lowering_platform
 from dcls_jax.modules import modules_by_path, set_module
 from dcls_jax.padding import explicit_padding, output_size
 
@@ -55,8 +55,8 @@ def with_matrices(model: M, images: tuple[int, ...]) -> M:
 
     images: the shape (B, H, W, C) of what the model is called with. Layers that meet images of several sizes stay.
     """
-    platform = jax.default_backend().replace("gpu", "cuda")
-    if not any("kept" in case for case in FASTEST.get(platform, [])):
+    platform = lowering_platform()
+    if not keeps_matrices(platform):
         return model
     whole = nnx.List([model])  # in which a model that is a convolution has a place too
     convs = {path: conv for path, conv in modules_by_path(whole).items() if isinstance(conv, Conv) and _depthwise(conv)}

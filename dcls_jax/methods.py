@@ -75,6 +75,19 @@ FASTEST: dict[str, list[dict[str, Any]]] = json.loads(Path(__file__).with_name("
 ESTIMATED = ("tpu",)  # was not at hand: by the cycles of its compiler's schedules (benchmarks/README.md)
 
 
+def lowering_platform() -> str:
+    """The platform that is here as lowerings and fastest.json know it: "cuda" or "rocm", where JAX says "gpu"."""
+    backend = jax.default_backend()
+    if backend != "gpu":
+        return backend
+    return "rocm" if "rocm" in jax.devices()[0].client.platform_version.lower() else "cuda"
+
+
+def asked_for() -> str:
+    """The lowering that the environment variable DCLS_JAX_DEPTHWISE asks for, "auto" where it is not set."""
+    return os.environ.get("DCLS_JAX_DEPTHWISE", "auto")
+
+
 def choose(method: str, platform: str, x: Array, size: tuple[int, ...], strides: Strides, *, exported: bool) -> str:
     """The lowering for one platform. An exported program is for any machine: "auto" calls no library of this one's.
 
@@ -117,13 +130,14 @@ def _nearest_case(platform: str, x: Any, size: tuple[int, ...], strides: Strides
     return min(cases, key=distance, default={})
 
 
-def keeps_matrix(platform: str, x: Any, size: tuple[int, ...], strides: Strides) -> bool:
-    """Whether a frozen convolution is a product with a matrix, made once: "kept" in fastest.json, of so many channels.
+def keeps_matrices(platform: str) -> bool:
+    """Whether some frozen convolutions are products with matrices made once, and no lowering is asked for."""
+    return asked_for() == "auto" and any("kept" in case for case in FASTEST.get(platform, []))
 
-    Not where the environment variable DCLS_JAX_DEPTHWISE asks for a lowering.
-    """
-    asked, case = os.environ.get("DCLS_JAX_DEPTHWISE", "auto"), _nearest_case(platform, x, size, strides)
-    return asked == "auto" and x.shape[-1] <= case.get("kept", 0)
+
+def keeps_matrix(platform: str, x: Any, size: tuple[int, ...], strides: Strides) -> bool:
+    """Whether this convolution is one of them: "kept" in fastest.json says up to how many channels."""
+    return x.shape[-1] <= int(_nearest_case(platform, x, size, strides).get("kept", 0))
 
 
 @cache

@@ -107,7 +107,7 @@ def _call(
     multiply_add = _plain_multiply_add if interpret else _multiply_add
     options = plt.CompilerParams(num_warps=4)
     program = partial(program, plan, multiply_add)
-    return jax.jit(pl.pallas_call(program, out, grid=grid, compiler_params=options, interpret=interpret))
+    return pl.pallas_call(program, out, grid=grid, compiler_params=options, interpret=interpret)
 
 
 def _convolve(plan: _Plan, multiply_add: MultiplyAdd, x_ref: Any, kernel_ref: Any, y_ref: Any) -> None:
@@ -204,9 +204,9 @@ def _planned(x: Array, cells: tuple[int, ...], pads: Pads, strides: Strides) -> 
     batch, height, width, depth = x.shape
     out_height, out_width = output_size((height, width), cells, pads, strides)
     columns, channels = min(COLUMNS, pl.next_power_of_2(out_width)), min(CHANNELS, pl.next_power_of_2(depth))
+    size, out = (batch, height, width, depth), (out_height, out_width)
     for most in ROWS:
         rows = pl.cdiv(out_height, pl.cdiv(out_height, most))
-        size, out = (batch, height, width, depth), (out_height, out_width)
         plan = _Plan(size, (cells[0], cells[1]), pads, strides, out, rows, columns, channels)
         if batch * math.prod(plan.blocks) >= PROGRAMS:
             break

@@ -134,19 +134,22 @@ class Result:
 
 def frozen_for(transform: Transform) -> Callable[[Any], nnx.Module]:
     """What freezes a model that sees pictures of this transform, and nothing else."""
-    return partial(freeze, images=(1, transform.crop, transform.crop, 3))
+    return partial(freeze, images=_seen(transform).shape)
+
+
+def _seen(transform: Transform) -> jax.ShapeDtypeStruct:
+    """A picture as a model sees it."""
+    return jax.ShapeDtypeStruct((1, transform.crop, transform.crop, 3), np.float32)
 
 
 def classes_of(model: Backbone, transform: Transform) -> int:
     """How many classes a model tells apart, in pictures of this transform."""
-    images = jax.ShapeDtypeStruct((1, transform.crop, transform.crop, 3), np.float32)
-    return int(jax.eval_shape(lambda model, x: model.head(model.features(x)), model, images).shape[-1])
+    return int(jax.eval_shape(lambda model, x: model.head(model.features(x)), model, _seen(transform)).shape[-1])
 
 
 def dtype_of(model: Backbone, transform: Transform) -> str:
     """That of a model's features, in which it computes."""
-    images = jax.ShapeDtypeStruct((1, transform.crop, transform.crop, 3), np.float32)
-    return str(jax.eval_shape(lambda model, x: model.features(x), model, images).dtype)
+    return str(jax.eval_shape(lambda model, x: model.features(x), model, _seen(transform)).dtype)
 
 
 def name_in(name: str, dtype: str) -> str:

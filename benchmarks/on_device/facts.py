@@ -6,8 +6,8 @@ from contextlib import suppress
 
 import jax
 import jax.numpy as jnp
-from timing import lowering_platform
 
+from dcls_jax.methods import lowering_platform
 from on_device.log import Log, Program, compiled, seconds
 
 PACKAGES = ("jax", "jaxlib", "flax", "torch", "timm")

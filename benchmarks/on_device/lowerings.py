@@ -7,11 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch_rivals
-from timing import lowering_platform
 
 from dcls_jax import depthwise_conv
 from dcls_jax.lowerings import times_matrices, toeplitz_matrices
-from dcls_jax.methods import LOWERINGS
+from dcls_jax.methods import LOWERINGS, lowering_platform
 from on_device.log import Log, Program, compiled, lines, seconds, untuned
 
 KERNELS = (17, 7, 3)
@@ -19,7 +18,7 @@ SHAPES = ((56, 96, 1), (28, 192, 1), (14, 384, 1), (7, 768, 1))  # side, channel
 STRIDED = {7: ((56, 128, 2), (28, 256, 2)), 3: ((112, 64, 2),)}  # FastViT's
 EXACT = ((2, 56, 16, 17, 1), (2, 14, 32, 17, 1), (2, 7, 32, 17, 1), (2, 28, 32, 7, 2), (2, 15, 32, 3, 2))
 DTYPES = ("float32", "bfloat16")
-LARGEST, KEPT = 14, "kept"  # side of images whose matrices may be kept, which is no lowering
+LARGEST, KEPT = 14, "kept"  # side of images with matrices, and what is timed of those made beforehand
 COPIES = 4  # in one program, each of inputs of its own: longer than a call's own time
 
 
@@ -41,7 +40,7 @@ def methods(dtype: str, stride: int) -> list[str]:
 
 def worth_timing(method: str, kernel: int, side: int) -> bool:
     """Whether it may be taken, or be a rival: others take the compiler's time from those that may."""
-    return {"dft": False, "bands": False, "fft": kernel > 7, "shifts": kernel <= 7, "toeplitz": side <= 14}.get(
+    return {"dft": False, "bands": False, "fft": kernel > 7, "shifts": kernel <= 7, "toeplitz": side <= LARGEST}.get(
         method, True
     )
 
